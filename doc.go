@@ -1,0 +1,3 @@
+// Package graceful provides HTTP servers, and any other, that stop without
+// losing a request.
+package graceful
