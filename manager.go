@@ -174,6 +174,7 @@ type drain struct {
 
 	quiet waitList // new and idle ones, by when their quiet window ends
 	half  waitList // receiving ones, by when they are given up
+	slow  waitList // active ones, by when their answer is taken to be long in coming
 
 	hurry bool // patience is over
 
@@ -296,6 +297,7 @@ func (d *drain) lookAll(conns map[*conn]struct{}) {
 	}
 	d.quiet.sort()
 	d.half.sort()
+	d.slow.sort()
 	d.due()
 }
 
@@ -333,7 +335,12 @@ func (d *drain) look(c *conn) {
 			d.half.push(waiting{c, w, max(w.since(), d.begin) + wait})
 		}
 	case connActive:
-		settled = d.lastAnswer(c)
+		settled = c.has(flagFarewell | flagStreams)
+		if !settled && d.lastAnswer(c) {
+			// An answer that is about to begin would cross what settled
+			// does; one that has not begun for so long hardly will.
+			d.slow.push(waiting{c, w, w.since() + d.m.rules.grace})
+		}
 	default:
 		settled = true
 	}
@@ -422,7 +429,7 @@ func (d *drain) due() {
 			}
 		})
 	}
-	for _, list := range []*waitList{&d.quiet, &d.half} {
+	for _, list := range []*waitList{&d.quiet, &d.half, &d.slow} {
 		for {
 			e, ok := list.popUntil(now)
 			if !ok {
@@ -431,11 +438,18 @@ func (d *drain) due() {
 			if e.c.load() != e.w {
 				continue // stale: its new state stands further back
 			}
-			if e.w.state() == connReceiving {
+			switch e.w.state() {
+			case connActive:
+				if d.lastAnswer(e.c) {
+					delete(d.unsettled, e.c)
+				}
+			case connReceiving:
 				go e.c.cut()
-			} else if e.c.end(e.w) {
-				e.c.seen = connEnding
-				delete(d.unsettled, e.c)
+			default:
+				if e.c.end(e.w) {
+					e.c.seen = connEnding
+					delete(d.unsettled, e.c)
+				}
 			}
 		}
 	}
@@ -444,8 +458,10 @@ func (d *drain) due() {
 // setAlarm sets the timer to the earliest time at which something is due.
 func (d *drain) setAlarm(alarm *time.Timer) {
 	next, ok := d.quiet.next()
-	if half, ok2 := d.half.next(); ok2 && (!ok || half < next) {
-		next, ok = half, true
+	for _, list := range []*waitList{&d.half, &d.slow} {
+		if due, has := list.next(); has && (!ok || due < next) {
+			next, ok = due, true
+		}
 	}
 	if p := d.m.rules.patience; p > 0 && !d.hurry && (!ok || d.begin+p < next) {
 		next, ok = d.begin+p, true
