@@ -193,11 +193,8 @@ func (m *manager) run() {
 		alarm  = time.NewTimer(0)
 	)
 	alarm.Stop()
-	defer func() {
-		alarm.Stop()
-		m.last = countConns(conns, count)
-		close(m.done)
-	}()
+	defer close(m.done)
+	defer alarm.Stop()
 
 	// over reports whether nothing is left to wait for.
 	over := func() bool {
@@ -259,10 +256,12 @@ func (m *manager) run() {
 			for c := range conns {
 				left = append(left, c)
 			}
+			m.last = countConns(conns, count) // before its reader is let go
 			reply <- left
 			return
 		}
 	}
+	m.last = count
 }
 
 // countConns fills in what the states say now.
