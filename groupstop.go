@@ -307,13 +307,16 @@ func (g *Group) leaveBehind(tasks []*groupTask) {
 			err := error(ErrLeftBehind)
 			if detail != "" {
 				err = fmt.Errorf("%w (%s)", err, detail)
-				t.detail = func() string { return detail }
 			}
+			t.detail = nil // the error has it, as it was
 			t.errs = append(t.errs, err)
 		}
 		g.mu.Unlock()
 		if left {
-			g.logf("left behind: %s %s %s", t.kind, t.name, detail)
+			if detail != "" {
+				detail = ": " + detail
+			}
+			g.logf("left behind: %s %s%s", t.kind, t.name, detail)
 		}
 	}
 }
