@@ -100,6 +100,8 @@ type Group struct {
 	holding context.Context // Finishing's
 	endWork context.CancelFunc
 	cutWork context.CancelCauseFunc
+	// letOthers lets those who catch signals outside the group drain too.
+	letOthers func()
 }
 
 // groupState is how far a Group has come.
@@ -121,8 +123,9 @@ const (
 //
 // When ctx ends shutdown has to cut what is left: ShutdownThenClose makes such
 // a function for *http.Server, StopThenKill for *grpc.Server. For the servers
-// of this package Add is the way: given to Server as functions they catch
-// signals themselves, and drain before the group's ShutdownDelay.
+// of this package Add is the way. Given to Server as functions, or not given to
+// the group at all, they catch signals themselves: they wait with that until
+// the group's servers drain, but are not unready before.
 //
 // Server panics when a function is nil or the group has been started.
 func (g *Group) Server(name string, serve func() error, shutdown func(context.Context) error) {
@@ -250,8 +253,10 @@ func (g *Group) Start(ctx context.Context) (stopped <-chan struct{}, err error) 
 	g.mu.Unlock()
 
 	letGo := func() {}
+	g.letOthers = func() {}
 	if !g.NoSignalHandling {
-		letGo = catchSignals(g.signalled, g.signalledAgain)
+		g.letOthers = conduct()
+		letGo = catchSignalsUntil(make(chan struct{}), g.signalled, g.signalledAgain)
 	}
 	forget := context.AfterFunc(ctx, func() {
 		g.begin(fmt.Sprintf("context ended: %v", context.Cause(ctx)), nil)
@@ -316,6 +321,8 @@ func (g *Group) Wait() error {
 // and Shutdown returns ctx's error at once; cleanup then still has its
 // reserve, and Run, Wait or Start's channel tell its end.
 //
+// A function of the group must not wait for it: see Stop.
+//
 // It may be called repeatedly and concurrently. Before Start it returns nil at
 // once and is remembered: Start then starts nothing but the cleanup.
 func (g *Group) Shutdown(ctx context.Context) error {
@@ -338,6 +345,16 @@ func (g *Group) Shutdown(ctx context.Context) error {
 	}
 	g.kill(fmt.Sprintf("Shutdown's context ended: %v", ctx.Err()))
 	return ctx.Err()
+}
+
+// Stop begins the shutdown and does not wait for it, so that a worker or a
+// handler can do so. reason is for the log and the report. Once the shutdown
+// has begun it does nothing; before Start it is remembered, as Shutdown is.
+func (g *Group) Stop(reason string) {
+	if reason == "" {
+		reason = "Stop was called"
+	}
+	g.begin(reason, nil)
 }
 
 // signalled and signalledAgain are catchSignals' callbacks.

@@ -664,3 +664,19 @@ func TestFinishing(t *testing.T) {
 		t.Errorf("outside a group: %v, %v", f.Err(), f.Value(key{}))
 	}
 }
+
+// TestGroupStop: a worker may end its own group.
+func TestGroupStop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := &graceful.Group{NoSignalHandling: true}
+		g.Go("once", func(ctx context.Context) error {
+			g.Stop("enough")
+			g.Stop("more")
+			<-ctx.Done()
+			return nil
+		})
+		if err := g.Run(t.Context()); err != nil || g.Report().Reason != "enough" {
+			t.Errorf("%v, %s", err, g.Report())
+		}
+	})
+}

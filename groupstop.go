@@ -58,6 +58,7 @@ func (g *Group) run(release func()) {
 		}
 	}
 	g.delay()
+	g.letOthers()
 	g.drainServers()
 	g.endWorkers()
 	g.cleanUp()
