@@ -87,7 +87,7 @@ func ExampleGroup_Go() {
 // A server of another kind needs two functions; this one has a graceful stop
 // that knows no context, like *grpc.Server.
 func ExampleStopThenKill() {
-	var s otherServer // s := grpc.NewServer()
+	var s exampleServer // s := grpc.NewServer()
 	s.quit = make(chan struct{})
 
 	g := &graceful.Group{Timeout: 10 * time.Second}
@@ -99,14 +99,14 @@ func ExampleStopThenKill() {
 	// Output: <nil>
 }
 
-type otherServer struct {
+type exampleServer struct {
 	once sync.Once
 	quit chan struct{}
 }
 
-func (s *otherServer) Serve() error  { <-s.quit; return nil }
-func (s *otherServer) GracefulStop() { s.Stop() }
-func (s *otherServer) Stop()         { s.once.Do(func() { close(s.quit) }) }
+func (s *exampleServer) Serve() error  { <-s.quit; return nil }
+func (s *exampleServer) GracefulStop() { s.Stop() }
+func (s *exampleServer) Stop()         { s.once.Do(func() { close(s.quit) }) }
 
 // A worker waits for the next message with its own context, and works on it
 // with one that the shutdown does not end.

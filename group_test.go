@@ -20,22 +20,22 @@ import (
 	"github.com/seed-121bbccf/graceful"
 )
 
-// script notes what happens in a bubble, and when: seconds since its start.
-type script struct {
+// groupScript notes what happens in a bubble, and when: seconds since its start.
+type groupScript struct {
 	start time.Time
 	mu    sync.Mutex
 	lines []string
 }
 
-func newScript() *script { return &script{start: time.Now()} }
+func newGroupScript() *groupScript { return &groupScript{start: time.Now()} }
 
-func (s *script) note(what string) {
+func (s *groupScript) note(what string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.lines = append(s.lines, fmt.Sprintf("%g %s", time.Since(s.start).Seconds(), what))
 }
 
-func (s *script) want(t *testing.T, lines ...string) {
+func (s *groupScript) want(t *testing.T, lines ...string) {
 	t.Helper()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -46,7 +46,7 @@ func (s *script) want(t *testing.T, lines ...string) {
 
 // server adds a server whose shutdown takes so long, and which honours its
 // context or does not (then it is endless at the deadline).
-func (s *script) server(g *graceful.Group, name string, takes time.Duration) {
+func (s *groupScript) server(g *graceful.Group, name string, takes time.Duration) {
 	quit := make(chan struct{})
 	g.Server(name, func() error {
 		s.note(name + " serves")
@@ -60,7 +60,7 @@ func (s *script) server(g *graceful.Group, name string, takes time.Duration) {
 }
 
 // work takes so long, or until ctx ends.
-func (s *script) work(ctx context.Context, name string, takes time.Duration) error {
+func (s *groupScript) work(ctx context.Context, name string, takes time.Duration) error {
 	select {
 	case <-time.After(takes):
 		s.note(name + " done")
@@ -72,7 +72,7 @@ func (s *script) work(ctx context.Context, name string, takes time.Duration) err
 }
 
 // worker adds a worker that needs so long after its context's end.
-func (s *script) worker(g *graceful.Group, name string, takes time.Duration) {
+func (s *groupScript) worker(g *graceful.Group, name string, takes time.Duration) {
 	g.Go(name, func(ctx context.Context) error {
 		<-ctx.Done()
 		s.note(name + " finishes")
@@ -83,15 +83,15 @@ func (s *script) worker(g *graceful.Group, name string, takes time.Duration) {
 	})
 }
 
-func (s *script) cleanup(g *graceful.Group, name string, takes time.Duration) {
+func (s *groupScript) cleanup(g *graceful.Group, name string, takes time.Duration) {
 	g.Defer(name, func(ctx context.Context) error {
 		s.note(name + " begins")
 		return s.work(ctx, name, takes)
 	})
 }
 
-// outcomes is what a report says of each, without errors.
-func outcomes(r graceful.GroupReport) []string {
+// groupOutcomes is what a report says of each, without errors.
+func groupOutcomes(r graceful.GroupReport) []string {
 	var list []string
 	for _, e := range r.Entries {
 		list = append(list, fmt.Sprintf("%s %s %s %g", e.Kind, e.Name, e.Outcome, e.Took.Seconds()))
@@ -99,11 +99,11 @@ func outcomes(r graceful.GroupReport) []string {
 	return list
 }
 
-const forever = 1000 * time.Hour
+const groupForever = 1000 * time.Hour
 
 func TestGroupOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newScript()
+		s := newGroupScript()
 		g := &graceful.Group{Timeout: 20 * time.Second, ShutdownDelay: time.Second, NoSignalHandling: true}
 		s.server(g, "web", 2*time.Second)
 		s.server(g, "admin", time.Second)
@@ -151,7 +151,7 @@ func TestGroupOrder(t *testing.T) {
 			"cleanup cache done 1", "cleanup db done 1",
 		}
 		r := g.Report()
-		if diff := cmp.Diff(want, outcomes(r)); diff != "" {
+		if diff := cmp.Diff(want, groupOutcomes(r)); diff != "" {
 			t.Error(diff)
 		}
 		if r.Took != 8*time.Second || !r.Over || r.Killed || r.Reason != "context ended: context canceled" {
@@ -176,37 +176,37 @@ func TestGroupBudget(t *testing.T) {
 			steps{1 * time.Second, 2 * time.Second, 3 * time.Second, -1}, 0,
 			[]string{"server web done 1", "worker mail done 2", "cleanup first done 3"}, 6 * time.Second},
 		{"servers overrun: reserves are kept", &graceful.Group{Timeout: s10},
-			steps{forever, 500 * time.Millisecond, 500 * time.Millisecond, -1}, 0,
+			steps{groupForever, 500 * time.Millisecond, 500 * time.Millisecond, -1}, 0,
 			[]string{"server web cut 7.75", "worker mail done 0.5", "cleanup first done 0.5"}, 8750 * time.Millisecond},
 		{"all honour their contexts", &graceful.Group{Timeout: s10, CleanupReserve: 2 * time.Second},
-			steps{forever, forever, forever, forever}, 0,
+			steps{groupForever, groupForever, groupForever, groupForever}, 0,
 			// Servers to 7 s, less 0.25; workers to 8 s, less a tenth of what
 			// they have; then each its half.
 			[]string{"server web cut 6.75", "worker mail cut 1.125", "cleanup second cut 0.95625", "cleanup first cut 1.051875"},
 			9883125 * time.Microsecond},
 		{"no worker, no cleanup: all is the servers'", &graceful.Group{Timeout: s10},
-			steps{forever, -1, -1, -1}, 0,
+			steps{groupForever, -1, -1, -1}, 0,
 			[]string{"server web cut 9.75"}, 9750 * time.Millisecond},
 		{"reserves off", &graceful.Group{Timeout: s10, WorkerReserve: -1, CleanupReserve: -1},
-			steps{forever, 0, 0, -1}, 0,
+			steps{groupForever, 0, 0, -1}, 0,
 			[]string{"server web cut 9.75", "worker mail done 0", "cleanup first done 0"}, 9750 * time.Millisecond},
 		{"the delay is part of it", &graceful.Group{Timeout: s10, ShutdownDelay: 4 * time.Second},
-			steps{forever, -1, -1, -1}, 0,
+			steps{groupForever, -1, -1, -1}, 0,
 			[]string{"server web cut 5.75"}, 9750 * time.Millisecond},
 		{"kill without a budget", &graceful.Group{},
-			steps{forever, forever, forever, forever}, time.Minute,
+			steps{groupForever, groupForever, groupForever, groupForever}, time.Minute,
 			// Reserves are 5 s; each cleanup has its half from when it begins.
 			[]string{"server web cut 60", "worker mail cut 0", "cleanup second cut 2.25", "cleanup first cut 4.75"},
 			67 * time.Second},
 		{"kill in the delay", &graceful.Group{Timeout: time.Minute, ShutdownDelay: 30 * time.Second, WorkerReserve: time.Second},
-			steps{forever, 500 * time.Millisecond, 500 * time.Millisecond, -1}, 3 * time.Second,
+			steps{groupForever, 500 * time.Millisecond, 500 * time.Millisecond, -1}, 3 * time.Second,
 			[]string{"server web cut 0", "worker mail cut 0", "cleanup first done 0.5"}, 3500 * time.Millisecond},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				g := tc.group
 				g.NoSignalHandling = true
-				s := newScript()
+				s := newGroupScript()
 				if tc.steps.server >= 0 {
 					s.server(g, "web", tc.steps.server)
 				}
@@ -235,7 +235,7 @@ func TestGroupBudget(t *testing.T) {
 				}
 				g.Wait()
 				r := g.Report()
-				if diff := cmp.Diff(tc.want, outcomes(r)); diff != "" {
+				if diff := cmp.Diff(tc.want, groupOutcomes(r)); diff != "" {
 					t.Error(diff)
 				}
 				if r.Took != tc.took || time.Since(start) != tc.took || r.Killed != (tc.kill > 0) {
@@ -256,7 +256,7 @@ func TestGroupLeftBehind(t *testing.T) {
 		quit := make(chan struct{})
 		g.Server("web", func() error { <-quit; return nil }, deaf)
 		g.Go("mail", deaf)
-		pool := &graceful.Pool[int]{N: 3, Queue: ints(1, 2), Work: func(ctx context.Context, i int) error { return deaf(ctx) }}
+		pool := &graceful.Pool[int]{N: 3, Queue: queueOf(1, 2), Work: func(ctx context.Context, i int) error { return deaf(ctx) }}
 		g.Go("pool", pool.Run)
 		g.Defer("db", deaf)
 		g.Defer("cache", deaf)
@@ -292,7 +292,7 @@ func TestGroupLeftBehind(t *testing.T) {
 			"cleanup cache left behind 0.5", "cleanup db left behind 0.5",
 		}
 		r := g.Report()
-		if diff := cmp.Diff(list, outcomes(r)); diff != "" {
+		if diff := cmp.Diff(list, groupOutcomes(r)); diff != "" {
 			t.Error(diff)
 		}
 		// They come back when nobody waits any more: nothing changes.
@@ -305,7 +305,7 @@ func TestGroupLeftBehind(t *testing.T) {
 	})
 }
 
-func ints(list ...int) <-chan int {
+func queueOf(list ...int) <-chan int {
 	c := make(chan int, len(list))
 	for _, i := range list {
 		c <- i
@@ -431,7 +431,7 @@ func TestGroupAllReturned(t *testing.T) {
 // cancelled context and is waited for like the others.
 func TestGroupStartedLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newScript()
+		s := newGroupScript()
 		g := &graceful.Group{NoSignalHandling: true}
 		g.Go("one", func(ctx context.Context) error {
 			<-ctx.Done()
@@ -450,7 +450,7 @@ func TestGroupStartedLate(t *testing.T) {
 // TestGroupShutdownBeforeStart: it is remembered, and cleanup still runs.
 func TestGroupShutdownBeforeStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newScript()
+		s := newGroupScript()
 		g := &graceful.Group{NoSignalHandling: true, Timeout: time.Second}
 		s.server(g, "web", 0)
 		s.worker(g, "mail", 0)
@@ -464,7 +464,7 @@ func TestGroupShutdownBeforeStart(t *testing.T) {
 		}
 		s.want(t, "3600 db begins", "3600 db done")
 		want := []string{"server web not started 0", "worker mail not started 0", "cleanup db done 0"}
-		if diff := cmp.Diff(want, outcomes(g.Report())); diff != "" {
+		if diff := cmp.Diff(want, groupOutcomes(g.Report())); diff != "" {
 			t.Error(diff)
 		}
 		if _, err := g.Start(t.Context()); err == nil {
@@ -476,7 +476,7 @@ func TestGroupShutdownBeforeStart(t *testing.T) {
 func TestGroupShutdownMany(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := &graceful.Group{NoSignalHandling: true}
-		newScript().server(g, "web", time.Second)
+		newGroupScript().server(g, "web", time.Second)
 		g.Start(t.Context())
 		var wg sync.WaitGroup
 		for range 10 {
@@ -616,7 +616,7 @@ func TestGroupHTTP(t *testing.T) {
 // the servers' time is up.
 func TestGroupStopThenKill(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newScript()
+		s := newGroupScript()
 		quit := make(chan struct{})
 		g := &graceful.Group{Timeout: 10 * time.Second, NoSignalHandling: true}
 		g.Server("grpc", func() error { <-quit; return nil },

@@ -134,7 +134,7 @@ func TestPoolTimeout(t *testing.T) {
 		free := make(chan struct{})
 		var told time.Duration
 		start := time.Now()
-		p := &graceful.Pool[int]{N: 3, Queue: ints(1, 2), Timeout: 10 * time.Second,
+		p := &graceful.Pool[int]{N: 3, Queue: queueOf(1, 2), Timeout: 10 * time.Second,
 			Work: func(ctx context.Context, i int) error {
 				if i == 1 {
 					<-ctx.Done()
@@ -163,7 +163,7 @@ func TestPoolTimeout(t *testing.T) {
 }
 
 func TestPoolPanic(t *testing.T) {
-	p := &graceful.Pool[int]{Queue: ints(1, 2, 3), Work: func(context.Context, int) error { panic("bad item") }}
+	p := &graceful.Pool[int]{Queue: queueOf(1, 2, 3), Work: func(context.Context, int) error { panic("bad item") }}
 	var pe *graceful.PanicError
 	if err := p.Run(t.Context()); !errors.As(err, &pe) || pe.Value != "bad item" || !strings.HasPrefix(err.Error(), "worker 1: panic: bad item") {
 		t.Errorf("error %v", err)
@@ -181,7 +181,7 @@ func TestPoolBadFields(t *testing.T) {
 		{&graceful.Pool[int]{Timeout: -1}, "graceful: Pool.Timeout is negative: -1ns"},
 		{&graceful.Pool[int]{Fetch: fetch}, "graceful: Pool.Work is nil"},
 		{&graceful.Pool[int]{Work: work}, "graceful: a Pool needs either Queue or Fetch"},
-		{&graceful.Pool[int]{Work: work, Fetch: fetch, Queue: ints()}, "graceful: a Pool needs either Queue or Fetch"},
+		{&graceful.Pool[int]{Work: work, Fetch: fetch, Queue: queueOf()}, "graceful: a Pool needs either Queue or Fetch"},
 	} {
 		if err := tc.pool.Run(t.Context()); err == nil || err.Error() != tc.want {
 			t.Errorf("error %v, want %s", err, tc.want)
