@@ -251,15 +251,34 @@ func TestGroupBudget(t *testing.T) {
 func TestGroupLeftBehind(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		free := make(chan struct{})
-		deaf := func(context.Context) error { <-free; return nil }
+		s := newGroupScript()
+		deaf := func(name string) func(context.Context) error {
+			return func(ctx context.Context) error {
+				<-graceful.Finishing(ctx).Done()
+				s.note(name + " told")
+				<-free
+				return nil
+			}
+		}
 		g := &graceful.Group{Timeout: 10 * time.Second, NoSignalHandling: true}
 		quit := make(chan struct{})
-		g.Server("web", func() error { <-quit; return nil }, deaf)
-		g.Go("mail", deaf)
-		pool := &graceful.Pool[int]{N: 3, Queue: queueOf(1, 2), Work: func(ctx context.Context, i int) error { return deaf(ctx) }}
+		g.Server("web", func() error { <-quit; return nil }, func(ctx context.Context) error {
+			<-ctx.Done()
+			s.note("web told")
+			<-free
+			return nil
+		})
+		g.Go("mail", deaf("mail"))
+		pool := &graceful.Pool[int]{N: 3, Queue: queueOf(1, 2), Work: func(context.Context, int) error { <-free; return nil }}
 		g.Go("pool", pool.Run)
-		g.Defer("db", deaf)
-		g.Defer("cache", deaf)
+		for _, name := range []string{"db", "cache"} {
+			g.Defer(name, func(ctx context.Context) error {
+				<-ctx.Done()
+				s.note(name + " told")
+				<-free
+				return nil
+			})
+		}
 		ctx, cancel := context.WithCancel(t.Context())
 		var err error
 		start := time.Now()
@@ -271,6 +290,8 @@ func TestGroupLeftBehind(t *testing.T) {
 		if d := time.Since(start); d != 11*time.Second {
 			t.Errorf("Run returned after %v", d)
 		}
+		// The shutdown began at 1 s.
+		s.want(t, "8.75 web told", "9.9 mail told", "10.45 cache told", "10.95 db told")
 		want := "web: graceful: still running when its time was up\n" +
 			"mail: graceful: still running when its time was up\n" +
 			"pool: graceful: still running when its time was up (2 of 3 busy: A for 10s, B for 10s)\n" +
