@@ -193,6 +193,9 @@ func TestGroupBudget(t *testing.T) {
 		{"the delay is part of it", &graceful.Group{Timeout: s10, ShutdownDelay: 4 * time.Second},
 			steps{groupForever, -1, -1, -1}, 0,
 			[]string{"server web cut 5.75"}, 9750 * time.Millisecond},
+		{"reserves are 5 s at most", &graceful.Group{Timeout: time.Hour},
+			steps{groupForever, groupForever, groupForever, -1}, 0,
+			[]string{"server web cut 3589.75", "worker mail cut 5", "cleanup first cut 5"}, 3599750 * time.Millisecond},
 		{"kill without a budget", &graceful.Group{},
 			steps{groupForever, groupForever, groupForever, groupForever}, time.Minute,
 			// Reserves are 5 s; each cleanup has its half from when it begins.
@@ -237,6 +240,11 @@ func TestGroupBudget(t *testing.T) {
 				r := g.Report()
 				if diff := cmp.Diff(tc.want, groupOutcomes(r)); diff != "" {
 					t.Error(diff)
+				}
+				for _, e := range r.Entries {
+					if (e.Outcome == graceful.GroupCut) != (len(e.Errors) == 1) {
+						t.Errorf("%s %s: %v", e.Name, e.Outcome, e.Errors)
+					}
 				}
 				if r.Took != tc.took || time.Since(start) != tc.took || r.Killed != (tc.kill > 0) {
 					t.Errorf("took %v, reported %v, want %v; killed %v", time.Since(start), r.Took, tc.took, r.Killed)
@@ -525,6 +533,8 @@ func TestGroupBadFields(t *testing.T) {
 		{&graceful.Group{ShutdownDelay: -1}, "graceful: Group.ShutdownDelay is negative: -1ns"},
 		{&graceful.Group{Timeout: time.Second, ShutdownDelay: time.Second},
 			"graceful: Group.Timeout of 1s leaves nothing for the servers: ShutdownDelay 1s, WorkerReserve 100ms, CleanupReserve 100ms"},
+		{&graceful.Group{Timeout: time.Second, ShutdownDelay: time.Second, WorkerReserve: -1, CleanupReserve: -1},
+			"graceful: Group.Timeout of 1s leaves nothing for the servers: ShutdownDelay 1s, WorkerReserve 0s, CleanupReserve 0s"},
 	} {
 		g := tc.group
 		g.Defer("db", func(context.Context) error { panic("ran") })
@@ -698,6 +708,51 @@ func TestGroupStop(t *testing.T) {
 		})
 		if err := g.Run(t.Context()); err != nil || g.Report().Reason != "enough" {
 			t.Errorf("%v, %s", err, g.Report())
+		}
+	})
+}
+
+// TestGroupTooLate: what comes once its step is over does not run, and the log
+// says so; what a worker left running learns that the group is over.
+func TestGroupTooLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newGroupScript()
+		g := &graceful.Group{NoSignalHandling: true, LogFunc: func(format string, args ...any) {
+			if strings.Contains(format, "too late") {
+				s.note(fmt.Sprintf(format, args...))
+			}
+		}}
+		g.Go("mail", func(ctx context.Context) error {
+			context.AfterFunc(graceful.Finishing(ctx), func() { s.note("over") })
+			return nil
+		})
+		g.Defer("db", func(context.Context) error {
+			g.Go("worker", func(context.Context) error { panic("ran") })
+			time.Sleep(time.Second)
+			g.Defer("cache", func(context.Context) error { panic("ran") })
+			time.Sleep(time.Second)
+			return nil
+		})
+		if err := g.Run(t.Context()); err != nil {
+			t.Error(err)
+		}
+		synctest.Wait()
+		s.want(t, "0 graceful: worker worker came too late to be started",
+			"1 graceful: cleanup cache came too late to be run", "2 over")
+	})
+}
+
+// TestGroupNoDelay: with the only server gone nobody needs the delay; and a
+// worker's return is not the end while there is one.
+func TestGroupNoDelay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := &graceful.Group{NoSignalHandling: true, ShutdownDelay: time.Hour}
+		g.Go("once", func(context.Context) error { return nil })
+		g.Server("web", func() error { time.Sleep(time.Second); return nil }, func(context.Context) error { return nil })
+		start := time.Now()
+		err := g.Run(t.Context())
+		if d := time.Since(start); err != nil || d != time.Second || g.Report().Reason != "server web ended" {
+			t.Errorf("%v after %v: %s", err, d, g.Report())
 		}
 	})
 }

@@ -97,20 +97,20 @@ func (g *Group) drainServers() {
 	ctx, tell, cancel := s.context()
 	defer cancel()
 	g.mu.Lock()
-	var tasks []*groupTask
-	for _, t := range g.servers {
-		if t.started {
-			tasks = append(tasks, t)
-			t.asked = time.Now()
-			t.spawnLocked(func() error { return t.shutdown(ctx) },
-				func(err error) error { return t.shutDown(ctx, err) })
-		}
+	tasks := slices.DeleteFunc(slices.Clone(g.servers), func(t *groupTask) bool { return !t.started })
+	g.mu.Unlock()
+	if len(tasks) == 0 {
+		return
+	}
+	g.logf("draining %d servers, %s", len(tasks), s.left())
+	g.mu.Lock()
+	for _, t := range tasks {
+		t.asked = time.Now()
+		t.spawnLocked(func() error { return t.shutdown(ctx) },
+			func(err error) error { return t.shutDown(ctx, err) })
 	}
 	g.mu.Unlock()
-	if tasks != nil {
-		g.logf("draining %d servers, %s", len(tasks), s.left())
-		s.await(tasks, tell)
-	}
+	s.await(tasks, tell)
 }
 
 func (g *Group) endWorkers() {

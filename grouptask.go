@@ -156,7 +156,7 @@ func (t *groupTask) shutDown(ctx context.Context, err error) error {
 // worked is the end of a worker. That its context was cancelled is an error
 // only before that is so, or if the work that it held was cut.
 func (t *groupTask) worked(err error) error {
-	if !t.asked.IsZero() && !t.cut && onlyFrom(t.g.working, err) {
+	if !t.cut && onlyFrom(t.g.working, err) {
 		err = nil
 	}
 	if err != nil {
@@ -221,7 +221,8 @@ type (
 
 // Finishing returns a context for the work that a worker holds when ctx, its
 // own, is cancelled: one with ctx's values that goes on until the worker's
-// time is up or the group is killed. Its cause is ErrLeftBehind then.
+// time is up, the group is killed, or the group's shutdown is over. Its cause
+// is ErrLeftBehind then.
 //
 //	func consume(ctx context.Context) error {
 //		for {

@@ -64,6 +64,13 @@ func TestPoolQueue(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
 				defer cancel()
 				start := time.Now()
+				if tc.items == 2 && !tc.close { // done with both, and waiting
+					time.AfterFunc(1200*time.Millisecond, func() {
+						if b := p.Busy(); b != nil {
+							t.Errorf("busy while waiting: %v", b)
+						}
+					})
+				}
 				err := p.Run(ctx)
 				if d := time.Since(start); d != tc.took {
 					t.Errorf("took %v, want %v", d, tc.took)
