@@ -108,11 +108,10 @@ func (x *exchange) timeOut() {
 		maps.Copy(h, x.outer)
 	}
 	if unread && x.r.ProtoMajor < 2 {
+		// Without that net/http would first read the rest, which may never
+		// come.
 		h.Set("Connection", "close")
-		// net/http would first read the rest, which may never come.
-		rc := http.NewResponseController(x.w)
-		rc.EnableFullDuplex()
-		rc.SetReadDeadline(time.Now().Add(lingerTime))
+		http.NewResponseController(x.w).SetReadDeadline(time.Now().Add(lingerTime))
 	}
 	writeError(x.w, x.r, http.StatusGatewayTimeout, timeoutReason)
 }
