@@ -13,7 +13,9 @@ func (g *Group) run(release func()) {
 	<-g.begun
 	g.logf("shutdown initiated: %s", g.reason)
 	for _, t := range g.servers {
-		if t.member != nil {
+		// Without the lock: a server is started before run, or never. One
+		// that was not is not told either, as no Shutdown would follow.
+		if t.member != nil && t.started {
 			t.member.beginDelay()
 		}
 	}
