@@ -170,6 +170,7 @@ type httpConn struct {
 	context.Context
 	c    *conn
 	user *http.Server
+	own  context.Context // what the caller's ConnContext made of it
 
 	// req is the request in progress, of HTTP/1.
 	req atomic.Pointer[http.Request]
@@ -213,11 +214,12 @@ func (s *Server) baseContext(l net.Listener) context.Context {
 func (s *Server) connContext(ctx context.Context, nc net.Conn) context.Context {
 	c := s.connOf(nc)
 	h := &httpConn{Context: ctx, c: c, user: s.Server}
-	c.info.Store(h)
+	h.own = h
 	if s.Server.ConnContext != nil {
-		return s.Server.ConnContext(h, originalConn(nc, c))
+		h.own = s.Server.ConnContext(h, originalConn(nc, c))
 	}
-	return h
+	c.info.Store(h)
+	return h.own
 }
 
 // connOf returns the tracked connection beneath or beside nc.
@@ -243,6 +245,16 @@ func (s *Server) connState(nc net.Conn, state http.ConnState) {
 	if c == nil {
 		return // of a TLSNextProto function that made a connection up
 	}
+	s.moved(nc, c, state)
+	if state == http.StateIdle && !c.has(flagStreams) && c.m.settled.Load() {
+		// The manager has heard that the connection is idle by now. Had it
+		// heard before it settled, it would not have.
+		s.serveOn(nc, c)
+	}
+}
+
+// moved hears that c, which net/http knows as nc, has changed its state.
+func (s *Server) moved(nc net.Conn, c *conn, state http.ConnState) {
 	switch state {
 	case http.StateNew:
 		if tc, ok := nc.(*tls.Conn); ok {
