@@ -81,11 +81,13 @@ func (s *Server) prepare() error {
 			// serveHTTP answers "OPTIONS *", so that it says close as well.
 			DisableGeneralOptionsHandler: true,
 		}
-		if user.TLSConfig != nil {
-			hs.TLSConfig = user.TLSConfig.Clone()
-		}
 		_, hasH2 := user.TLSNextProto["h2"]
 		s.side.speaksHTTP2 = user.TLSNextProto == nil || hasH2
+		if user.TLSConfig != nil {
+			// net/http's Serve, which is never told of TLS here, sets HTTP/2
+			// up only for a configuration that names it.
+			hs.TLSConfig = s.withProtocols(user.TLSConfig)
+		}
 		s.side.mu.Lock()
 		s.side.hs = hs
 		if s.side.noKeepAlives {
