@@ -1,0 +1,313 @@
+package graceful
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"io"
+	"log"
+	"maps"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// http2PrefaceTimeout is how long a client has for its preface; net/http's own
+// limit, which it does not export.
+const http2PrefaceTimeout = 10 * time.Second
+
+// http2Config is what an http2Layer needs to know of its server.
+type http2Config struct {
+	// serveTLS says that the listener's connections are TLS by the server's
+	// own doing (ServeTLS and its kin); as in net/http this decides whether
+	// HTTP/2 is configured at all.
+	serveTLS bool
+
+	// grace is how long a connection that comes after announce is given
+	// between the two GOAWAYs.
+	grace time.Duration
+
+	// connState is called for StateActive and StateIdle, with the connection
+	// that net/http accepted. It runs on HTTP/2's serve loop and must not
+	// block. Nil for none.
+	connState func(net.Conn, http.ConnState)
+
+	// onOpen is called when nc has turned out to be HTTP/2: after the
+	// client's preface, before anything is served. Until then nc is like any
+	// other new connection, and whoever owns it may end it. onClose is
+	// called when it has been served. Either may be nil.
+	onOpen  func(nc net.Conn, c *http2Conn)
+	onClose func(nc net.Conn)
+}
+
+// http2Layer stands between an http.Server and net/http's HTTP/2, and lets its
+// connections drain in the two steps of RFC 9113, section 6.8: a GOAWAY that
+// only says "open no more streams", and when that has had its time to arrive
+// the final one, which names the last stream. net/http knows only the final
+// one, and for it only http.Server.Shutdown. So HTTP/2 is configured on a
+// server that has nothing else, the holder: shutting that down leaves HTTP/1
+// alone.
+//
+// The zero of it, a nil *http2Layer, has no connections and does nothing; the
+// server is then as net/http makes it.
+type http2Layer struct {
+	cfg    http2Config
+	user   *http.Server // what handlers find under http.ServerContextKey
+	holder *http.Server
+	serve  nextProto    // the holder's, for connections without TLS
+	base   *http.Server // the configuration that HTTP/2 reads; see install
+
+	mu        sync.Mutex // guards the fields below
+	conns     map[*http2Conn]struct{}
+	announced bool
+	finished  bool
+	newest    time.Time   // when a connection was last told since announce
+	sweeper   *time.Timer // to the next sweep
+}
+
+// newHTTP2 prepares the layer for a server with user's configuration, which
+// it only reads. When the layer has no place it is nil, and plain says why:
+// HTTP/2 is switched off, user has an HTTP/2 implementation of its own, or this
+// Go's net/http is not what the layer was built for. The error is the one that
+// net/http would have returned from Serve.
+func newHTTP2(user *http.Server, cfg http2Config) (l *http2Layer, plain string, err error) {
+	if _, ok := user.TLSNextProto[protoHTTP2]; ok {
+		return nil, "TLSNextProto has an HTTP/2 of its own", nil
+	}
+	if !wantsHTTP2(user, cfg.serveTLS) {
+		return nil, "HTTP/2 is off", nil
+	}
+	holder, err := newHTTP2Holder(user)
+	if err != nil {
+		return nil, "", err
+	}
+	serve := holder.TLSNextProto[protoUnencryptedHTTP2]
+	if holder.TLSNextProto[protoHTTP2] == nil {
+		return nil, "HTTP/2 is off (GODEBUG http2server=0, or a build without it)", nil
+	}
+	if reason := http2Assumed(serve); reason != "" {
+		return nil, reason, nil
+	}
+	return &http2Layer{
+		cfg:    cfg,
+		user:   user,
+		holder: holder,
+		serve:  serve,
+		conns:  make(map[*http2Conn]struct{}),
+	}, "", nil
+}
+
+// install makes hs, which has not begun to serve, give its HTTP/2 connections
+// to the layer. hs has user's configuration; its TLSNextProto is replaced, not
+// changed. It is called once.
+func (l *http2Layer) install(hs *http.Server) {
+	if l == nil {
+		return
+	}
+	// HTTP/2 asks its server for limits, for the log and for ConnState, and
+	// whether keep-alives are on. It is not asked of hs: when hs is shut down
+	// for the sake of HTTP/1, net/http's HTTP/2 would take that for a reason
+	// to send the final GOAWAY.
+	l.base = &http.Server{
+		Handler:        hs.Handler,
+		TLSConfig:      hs.TLSConfig,
+		ReadTimeout:    hs.ReadTimeout,
+		WriteTimeout:   hs.WriteTimeout,
+		IdleTimeout:    hs.IdleTimeout,
+		MaxHeaderBytes: hs.MaxHeaderBytes,
+		ErrorLog:       hs.ErrorLog,
+		HTTP2:          hs.HTTP2,
+	}
+	if f := l.cfg.connState; f != nil {
+		l.base.ConnState = func(nc net.Conn, s http.ConnState) {
+			if c, ok := nc.(interface{ NetConn() net.Conn }); ok {
+				nc = c.NetConn()
+			}
+			f(nc, s)
+		}
+	}
+	protos := maps.Clone(hs.TLSNextProto)
+	if protos == nil {
+		protos = make(map[string]nextProto)
+	}
+	protos[protoHTTP2] = l.serveTLS
+	protos[protoUnencryptedHTTP2] = l.serveUnencrypted
+	hs.TLSNextProto = protos
+}
+
+// serveTLS serves a connection that has agreed on "h2" with ALPN. The entry
+// that takes any net.Conn wants the preface read.
+func (l *http2Layer) serveTLS(_ *http.Server, tc *tls.Conn, h http.Handler) {
+	_ = tc.SetReadDeadline(time.Now().Add(http2PrefaceTimeout))
+	buf := make([]byte, len(clientPreface))
+	if _, err := io.ReadFull(tc, buf); err != nil {
+		return // net/http closes, and is as silent about it
+	}
+	if !bytes.Equal(buf, []byte(clientPreface)) {
+		l.logf("http2: server: error reading preface from client %v: bogus greeting %q", tc.RemoteAddr(), buf)
+		return
+	}
+	_ = tc.SetReadDeadline(time.Time{})
+	c := l.newConn(tc)
+	l.run(tc, c, tlsHTTP2Conn{c}, h)
+}
+
+// serveUnencrypted serves a connection without TLS. net/http has read the
+// preface and not a byte more.
+func (l *http2Layer) serveUnencrypted(_ *http.Server, carrier *tls.Conn, h http.Handler) {
+	u, ok := carrier.NetConn().(interface{ UnencryptedNetConn() net.Conn })
+	if !ok {
+		l.logf("graceful: net/http handed over a %T in place of a connection without TLS", carrier.NetConn())
+		return
+	}
+	nc := u.UnencryptedNetConn()
+	c := l.newConn(nc)
+	l.run(nc, c, c, h)
+}
+
+func (l *http2Layer) newConn(nc net.Conn) *http2Conn {
+	return newHTTP2Conn(nc, l.registered)
+}
+
+// run serves c, which is followed for nc, until it is closed.
+func (l *http2Layer) run(nc net.Conn, c *http2Conn, followed net.Conn, h http.Handler) {
+	l.mu.Lock()
+	l.conns[c] = struct{}{}
+	announced := l.announced
+	l.mu.Unlock()
+	// Whoever announces from now on finds c among the connections.
+	if announced {
+		c.announce()
+	}
+	defer func() {
+		l.mu.Lock()
+		delete(l.conns, c)
+		if len(l.conns) == 0 && l.sweeper != nil {
+			l.sweeper.Stop()
+		}
+		l.mu.Unlock()
+		c.stop()
+		if l.cfg.onClose != nil {
+			l.cfg.onClose(nc)
+		}
+	}()
+	if l.cfg.onOpen != nil {
+		l.cfg.onOpen(nc, c)
+	}
+	l.serve(l.base, unencryptedCarrier(followed), http2Handler{h, l.user})
+}
+
+// registered is called at a connection's first Write. By then net/http has it
+// in the list to which Shutdown sends GOAWAY, and the first of ours is about to
+// be written if it has been announced.
+func (l *http2Layer) registered() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.announced {
+		return
+	}
+	l.newest = time.Now()
+	if l.finished {
+		// Too late for the Shutdown of finish (golang/go#81153), but not for
+		// another one.
+		l.sweepIn(l.cfg.grace)
+	}
+}
+
+// sweepIn has sweep called after d, and not before. The caller holds mu.
+func (l *http2Layer) sweepIn(d time.Duration) {
+	if l.sweeper == nil {
+		l.sweeper = time.AfterFunc(d, l.sweep)
+		return
+	}
+	l.sweeper.Reset(d)
+}
+
+// announce sends the first GOAWAY on every connection, and on those to come as
+// soon as their SETTINGS are out. It does not block; a second call does nothing.
+func (l *http2Layer) announce() {
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.announced {
+		return
+	}
+	l.announced = true
+	for c := range l.conns {
+		c.announce()
+	}
+}
+
+// finish sends the final GOAWAY, as soon as the grace of the connection that
+// came last is over: after announce that is usually at once. From then on a
+// connection without streams is closed when the client has been told. It does
+// not block; it implies announce.
+func (l *http2Layer) finish() {
+	if l == nil {
+		return
+	}
+	l.announce()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.finished {
+		l.finished = true
+		l.sweepIn(l.cfg.grace - time.Since(l.newest))
+	}
+}
+
+// sweep has net/http send the final GOAWAY to all who have not had it. The
+// holder has neither listeners nor connections to wait for.
+func (l *http2Layer) sweep() {
+	l.mu.Lock()
+	for c := range l.conns {
+		c.finish()
+	}
+	l.mu.Unlock()
+	_ = l.holder.Shutdown(context.Background())
+}
+
+// counts returns how many connections there are, and how many streams are open
+// on them.
+func (l *http2Layer) counts() (conns, streams int) {
+	if l == nil {
+		return 0, 0
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for c := range l.conns {
+		streams += c.streamCount()
+	}
+	return len(l.conns), streams
+}
+
+func (l *http2Layer) logf(format string, args ...any) {
+	if l.base.ErrorLog != nil {
+		l.base.ErrorLog.Printf(format, args...)
+		return
+	}
+	log.Printf(format, args...)
+}
+
+// http2Handler is net/http's handler for a connection. HTTP/2 has put base into
+// the context in the place of the server that the application knows.
+type http2Handler struct {
+	http.Handler
+	user *http.Server
+}
+
+// BaseContext is how net/http passes the connection's context to HTTP/2.
+func (h http2Handler) BaseContext() context.Context {
+	if b, ok := h.Handler.(interface{ BaseContext() context.Context }); ok {
+		return b.BaseContext()
+	}
+	return context.Background()
+}
+
+func (h http2Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	r2 := r.WithContext(context.WithValue(r.Context(), http.ServerContextKey, h.user))
+	defer func() { r.MultipartForm = r2.MultipartForm }() // net/http removes its files
+	h.Handler.ServeHTTP(w, r2)
+}
