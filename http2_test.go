@@ -1,22 +1,46 @@
 package graceful
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
+	"math/big"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"sync/atomic"
 	"testing"
 	"time"
 )
 
-// testCert is a certificate for 127.0.0.1 and a client that trusts it.
-var testCert, testPool = func() (tls.Certificate, *tls.Config) {
-	s := httptest.NewUnstartedServer(nil)
-	s.StartTLS()
-	defer s.Close()
-	cfg := s.Client().Transport.(*http.Transport).TLSClientConfig
-	return s.TLS.Certificates[0], cfg
+// testCert is a certificate for example.com, and testTLS a client's
+// configuration that trusts it. The keys and curves are the cheap ones: under
+// the race detector others take 10 ms and more for a handshake.
+var testCert, testTLS = func() (tls.Certificate, *tls.Config) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		panic(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1),
+		DNSNames:     []string{"example.com"},
+		NotAfter:     time.Now().Add(time.Hour),
+		IsCA:         true, BasicConstraintsValid: true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		panic(err)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		panic(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(leaf)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, &tls.Config{
+		RootCAs: roots, ServerName: "example.com", CurvePreferences: []tls.CurveID{tls.X25519},
+	}
 }()
 
 type h2Server struct {
@@ -105,7 +129,7 @@ func (s *h2Server) close() {
 
 // h2Transport returns a client transport that speaks HTTP/2 only.
 func h2Transport(overTLS bool) *http.Transport {
-	t := &http.Transport{TLSClientConfig: testPool.Clone(), Protocols: new(http.Protocols)}
+	t := &http.Transport{TLSClientConfig: testTLS.Clone(), Protocols: new(http.Protocols)}
 	if overTLS {
 		t.Protocols.SetHTTP2(true)
 	} else {
