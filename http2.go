@@ -24,8 +24,8 @@ type http2Config struct {
 	// HTTP/2 is configured at all.
 	serveTLS bool
 
-	// grace is how long a connection that comes after announce is given
-	// between the two GOAWAYs.
+	// grace is the least time that a connection is given between the two
+	// GOAWAYs; negative is as 0.
 	grace time.Duration
 
 	// connState is called for StateActive and StateIdle, with the connection
@@ -49,21 +49,20 @@ type http2Config struct {
 // server that has nothing else, the holder: shutting that down leaves HTTP/1
 // alone.
 //
+// Nor is the time between the two left to a guess: see announcement.
+//
 // The zero of it, a nil *http2Layer, has no connections and does nothing; the
 // server is then as net/http makes it.
 type http2Layer struct {
-	cfg    http2Config
-	user   *http.Server // what handlers find under http.ServerContextKey
-	holder *http.Server
-	serve  nextProto    // the holder's, for connections without TLS
-	base   *http.Server // the configuration that HTTP/2 reads; see install
+	cfg  http2Config
+	user *http.Server // what handlers find under http.ServerContextKey
+	base *http.Server // the configuration that HTTP/2 reads; see install
 
-	mu        sync.Mutex // guards the fields below
-	conns     map[*http2Conn]struct{}
+	mu        sync.Mutex // guards the fields below, and every holder's
+	holder    *http2Holder
+	conns     map[*http2Conn]*http2Holder
 	announced bool
 	finished  bool
-	newest    time.Time   // when a connection was last told since announce
-	sweeper   *time.Timer // to the next sweep
 }
 
 // newHTTP2 prepares the layer for a server with user's configuration, which
@@ -78,24 +77,19 @@ func newHTTP2(user *http.Server, cfg http2Config) (l *http2Layer, plain string, 
 	if !wantsHTTP2(user, cfg.serveTLS) {
 		return nil, "HTTP/2 is off", nil
 	}
-	holder, err := newHTTP2Holder(user)
+	srv, err := configureHTTP2(user)
 	if err != nil {
 		return nil, "", err
 	}
-	serve := holder.TLSNextProto[protoUnencryptedHTTP2]
-	if holder.TLSNextProto[protoHTTP2] == nil {
+	if srv.TLSNextProto[protoHTTP2] == nil {
 		return nil, "HTTP/2 is off (GODEBUG http2server=0, or a build without it)", nil
 	}
-	if reason := http2Assumed(serve); reason != "" {
+	if reason := http2Assumed(srv.TLSNextProto[protoUnencryptedHTTP2]); reason != "" {
 		return nil, reason, nil
 	}
-	return &http2Layer{
-		cfg:    cfg,
-		user:   user,
-		holder: holder,
-		serve:  serve,
-		conns:  make(map[*http2Conn]struct{}),
-	}, "", nil
+	l = &http2Layer{cfg: cfg, user: user, conns: make(map[*http2Conn]*http2Holder)}
+	l.holder = newHTTP2Holder(l, srv)
+	return l, "", nil
 }
 
 // install makes hs, which has not begun to serve, give its HTTP/2 connections
@@ -149,7 +143,7 @@ func (l *http2Layer) serveTLS(_ *http.Server, tc *tls.Conn, h http.Handler) {
 		return
 	}
 	_ = tc.SetReadDeadline(time.Time{})
-	c := l.newConn(tc)
+	c := newHTTP2Conn(tc)
 	l.run(tc, c, tlsHTTP2Conn{c}, h)
 }
 
@@ -162,32 +156,15 @@ func (l *http2Layer) serveUnencrypted(_ *http.Server, carrier *tls.Conn, h http.
 		return
 	}
 	nc := u.UnencryptedNetConn()
-	c := l.newConn(nc)
+	c := newHTTP2Conn(nc)
 	l.run(nc, c, c, h)
-}
-
-func (l *http2Layer) newConn(nc net.Conn) *http2Conn {
-	return newHTTP2Conn(nc, l.registered)
 }
 
 // run serves c, which is followed for nc, until it is closed.
 func (l *http2Layer) run(nc net.Conn, c *http2Conn, followed net.Conn, h http.Handler) {
-	l.mu.Lock()
-	l.conns[c] = struct{}{}
-	announced := l.announced
-	l.mu.Unlock()
-	// Whoever announces from now on finds c among the connections.
-	if announced {
-		c.announce()
-	}
+	serve := l.add(c)
 	defer func() {
-		l.mu.Lock()
-		delete(l.conns, c)
-		if len(l.conns) == 0 && l.sweeper != nil {
-			l.sweeper.Stop()
-		}
-		l.mu.Unlock()
-		c.stop()
+		l.remove(c)
 		if l.cfg.onClose != nil {
 			l.cfg.onClose(nc)
 		}
@@ -195,33 +172,39 @@ func (l *http2Layer) run(nc net.Conn, c *http2Conn, followed net.Conn, h http.Ha
 	if l.cfg.onOpen != nil {
 		l.cfg.onOpen(nc, c)
 	}
-	l.serve(l.base, unencryptedCarrier(followed), http2Handler{h, l.user})
+	serve(l.base, unencryptedCarrier(followed), http2Handler{h, l.user})
 }
 
-// registered is called at a connection's first Write. By then net/http has it
-// in the list to which Shutdown sends GOAWAY, and the first of ours is about to
-// be written if it has been announced.
-func (l *http2Layer) registered() {
+// add takes c in and returns what serves it.
+func (l *http2Layer) add(c *http2Conn) nextProto {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.announced {
-		return
-	}
-	l.newest = time.Now()
+	h := l.holder
 	if l.finished {
-		// Too late for the Shutdown of finish (golang/go#81153), but not for
-		// another one.
-		l.sweepIn(l.cfg.grace)
+		// net/http's Shutdown forgets those who come after it
+		// (golang/go#81153). They are few: each has a holder of its own, and
+		// between its two GOAWAYs the time that the others had.
+		if srv, err := configureHTTP2(l.user); err == nil {
+			h = newHTTP2Holder(l, srv)
+		}
 	}
+	l.conns[c] = h
+	h.conns[c] = false
+	c.onBegin = h.began
+	c.onAck = func() { h.acked(c) }
+	if l.announced {
+		h.await(c)
+		c.announce()
+	}
+	return h.serve
 }
 
-// sweepIn has sweep called after d, and not before. The caller holds mu.
-func (l *http2Layer) sweepIn(d time.Duration) {
-	if l.sweeper == nil {
-		l.sweeper = time.AfterFunc(d, l.sweep)
-		return
-	}
-	l.sweeper.Reset(d)
+func (l *http2Layer) remove(c *http2Conn) {
+	c.stop()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.conns[c].remove(c)
+	delete(l.conns, c)
 }
 
 // announce sends the first GOAWAY on every connection, and on those to come as
@@ -236,15 +219,18 @@ func (l *http2Layer) announce() {
 		return
 	}
 	l.announced = true
-	for c := range l.conns {
+	l.holder.newest = time.Now()
+	for c, h := range l.conns {
+		h.await(c)
 		c.announce()
 	}
 }
 
-// finish sends the final GOAWAY, as soon as the grace of the connection that
-// came last is over: after announce that is usually at once. From then on a
-// connection without streams is closed when the client has been told. It does
-// not block; it implies announce.
+// finish sends the final GOAWAY as soon as every client has acknowledged the
+// first, and none has had less than the grace; but a client that is silent for
+// four times as long is not waited for. From then on a connection without
+// streams is closed when the client has been told. It does not block; it
+// implies announce.
 func (l *http2Layer) finish() {
 	if l == nil {
 		return
@@ -252,21 +238,8 @@ func (l *http2Layer) finish() {
 	l.announce()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.finished {
-		l.finished = true
-		l.sweepIn(l.cfg.grace - time.Since(l.newest))
-	}
-}
-
-// sweep has net/http send the final GOAWAY to all who have not had it. The
-// holder has neither listeners nor connections to wait for.
-func (l *http2Layer) sweep() {
-	l.mu.Lock()
-	for c := range l.conns {
-		c.finish()
-	}
-	l.mu.Unlock()
-	_ = l.holder.Shutdown(context.Background())
+	l.finished = true
+	l.holder.schedule()
 }
 
 // counts returns how many connections there are, and how many streams are open

@@ -21,8 +21,11 @@ const http2Linger = 2 * time.Second
 // an announcement which found the connection quiet. No lock is held while the
 // owner writes, so that a peer which does not read blocks nobody but the owner.
 type http2Conn struct {
-	net.Conn            // what net/http accepted: a *tls.Conn, or without TLS any other
-	onFirstWrite func() // called once, before the first Write
+	net.Conn // what net/http accepted: a *tls.Conn, or without TLS any other
+
+	// Each is called once, without a lock: before the first Write, and when
+	// the client knows that it may open no more streams.
+	onBegin, onAck func()
 
 	in frameCursor // owned by the reader
 
@@ -34,13 +37,14 @@ type http2Conn struct {
 	owned     bool // somebody is writing
 	announced bool // the first GOAWAY has been asked for
 	told      bool // a GOAWAY has been begun, ours or net/http's: no other from us
+	acked     bool // onAck has been called
 	finishing bool // the final GOAWAY has been asked for
 	shut      bool // our side is closed: nothing more goes out
 	begun     bool // the first Write has been seen
 	settled   bool // the server's SETTINGS are out
 
 	out     frameCursor // moved by the owner, with mu held
-	rest    []byte      // what is still to be written of our GOAWAY
+	rest    []byte      // what is still to be written of our announcement
 	streams openStreams
 	linger  *time.Timer // runs while finishing without a stream; nil until then
 }
@@ -53,8 +57,8 @@ func (c tlsHTTP2Conn) ConnectionState() tls.ConnectionState {
 	return c.Conn.(*tls.Conn).ConnectionState()
 }
 
-func newHTTP2Conn(nc net.Conn, onFirstWrite func()) *http2Conn {
-	c := &http2Conn{Conn: nc, onFirstWrite: onFirstWrite}
+func newHTTP2Conn(nc net.Conn) *http2Conn {
+	c := &http2Conn{Conn: nc, onBegin: func() {}, onAck: func() {}}
 	c.quiet = sync.NewCond(&c.mu)
 	return c
 }
@@ -72,6 +76,12 @@ func (c *http2Conn) Read(p []byte) (int, error) {
 		}
 		switch c.in.kind() {
 		case frameHeaders, frameRSTStream:
+		case framePing:
+			// net/http has not sent this one, and ignores the answer.
+			if c.in.flags()&flagAck != 0 && string(c.in.payload()) == pingData {
+				c.ack()
+			}
+			continue
 		case frameData:
 			if c.in.flags()&flagEndStream == 0 {
 				continue
@@ -87,7 +97,7 @@ func (c *http2Conn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Write writes p, and our GOAWAY at the first boundary if it is due.
+// Write writes p, and our announcement at the first boundary if it is due.
 func (c *http2Conn) Write(p []byte) (n int, err error) {
 	c.mu.Lock()
 	for c.owned {
@@ -104,7 +114,7 @@ func (c *http2Conn) Write(p []byte) (n int, err error) {
 	if !c.begun {
 		c.begun = true
 		c.mu.Unlock()
-		c.onFirstWrite()
+		c.onBegin()
 		c.mu.Lock()
 	}
 	for n < len(p) {
@@ -137,8 +147,23 @@ func (c *http2Conn) Write(p []byte) (n int, err error) {
 		_ = c.inject()
 	}
 	c.release()
+	final := c.streams.final
 	c.mu.Unlock()
+	if final {
+		c.ack() // net/http was first: there is nothing to wait for
+	}
 	return n, err
+}
+
+// ack calls onAck.
+func (c *http2Conn) ack() {
+	c.mu.Lock()
+	first := !c.acked
+	c.acked = true
+	c.mu.Unlock()
+	if first {
+		c.onAck()
+	}
 }
 
 // wrote moves the cursor through p, which has been written.
@@ -157,12 +182,12 @@ func (c *http2Conn) wrote(p []byte) {
 	}
 }
 
-// inject writes our GOAWAY if it is due and this is the place. The caller is
+// inject writes our announcement if it is due and this is the place. The caller is
 // the owner and holds mu, which is released meanwhile.
 func (c *http2Conn) inject() error {
 	if c.announced && !c.told && c.settled && c.out.boundary() {
 		c.told = true
-		c.rest = goAwayFrame
+		c.rest = announcement
 	}
 	if len(c.rest) == 0 {
 		return nil

@@ -248,7 +248,7 @@ func TestHTTP2DrainLosesNothing(t *testing.T) {
 	t.Run("net/http", func(t *testing.T) {
 		sent, lost, err := drainLoad(t, true, 5, func(s *h2Server) {
 			// Shutdown of the server on which HTTP/2 was configured.
-			s.layer.holder.Shutdown(context.Background())
+			s.layer.holder.srv.Shutdown(context.Background())
 			if !s.waitGone(2 * time.Second) {
 				t.Log("a connection outlived Shutdown (golang/go#81153)")
 			}

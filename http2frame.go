@@ -12,22 +12,26 @@ const (
 	frameRSTStream    = 0x3
 	frameSettings     = 0x4
 	framePushPromise  = 0x5
+	framePing         = 0x6
 	frameGoAway       = 0x7
 	frameContinuation = 0x9
 
 	flagEndStream  = 0x1 // on DATA and HEADERS
+	flagAck        = 0x1 // on PING
 	flagEndHeaders = 0x4 // on HEADERS, PUSH_PROMISE and CONTINUATION
 
 	maxStreamID = 1<<31 - 1
 )
 
-// goAwayFrame is the first of the two GOAWAYs of RFC 9113, section 6.8: last
-// stream 2^31-1, NO_ERROR. It says "open no more streams" and takes none away.
-var goAwayFrame = []byte{
-	0, 0, 8, frameGoAway, 0, 0, 0, 0, 0,
-	0x7f, 0xff, 0xff, 0xff,
-	0, 0, 0, 0,
-}
+// announcement is the first of the two GOAWAYs of RFC 9113, section 6.8 (last
+// stream 2^31-1, NO_ERROR: it says "open no more streams" and takes none away)
+// and a PING. A client handles them in that order, and answers the PING after
+// the last stream that it has opened: one round trip, measured, not guessed.
+var announcement = []byte("" +
+	"\x00\x00\x08\x07\x00\x00\x00\x00\x00" + "\x7f\xff\xff\xff" + "\x00\x00\x00\x00" +
+	"\x00\x00\x08\x06\x00\x00\x00\x00\x00" + pingData)
+
+const pingData = "graceful" // a PING carries 8 bytes
 
 // clientPreface is what an HTTP/2 client says first (RFC 9113, section 3.4).
 const clientPreface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -97,6 +101,11 @@ func (f *frameCursor) flags() byte { return f.buf[4] }
 
 func (f *frameCursor) stream() uint32 {
 	return binary.BigEndian.Uint32(f.buf[5:]) & maxStreamID
+}
+
+// payload returns the beginning of the payload, up to 8 bytes.
+func (f *frameCursor) payload() []byte {
+	return f.buf[frameHeaderLen : frameHeaderLen+f.kept]
 }
 
 // word returns the i-th 32-bit word of the payload, i being 0 or 1.

@@ -46,10 +46,10 @@ func wantsHTTP2(s *http.Server, serveTLS bool) bool {
 	return slices.Contains(s.TLSConfig.NextProtos, protoHTTP2)
 }
 
-// newHTTP2Holder returns a server on which net/http has configured HTTP/2 as it
+// configureHTTP2 returns a server on which net/http has configured HTTP/2 as it
 // would on user. That happens in Serve, so Serve is called, with a listener
 // that has nothing.
-func newHTTP2Holder(user *http.Server) (*http.Server, error) {
+func configureHTTP2(user *http.Server) (*http.Server, error) {
 	var p http.Protocols
 	p.SetHTTP2(true)
 	p.SetUnencryptedHTTP2(true)
@@ -100,7 +100,7 @@ func http2Assumed(serve nextProto) string {
 }
 
 var http2Probed = sync.OnceValue(func() string {
-	holder, err := newHTTP2Holder(&http.Server{})
+	holder, err := configureHTTP2(&http.Server{})
 	if err != nil {
 		return "net/http does not configure HTTP/2: " + err.Error()
 	}
