@@ -1,0 +1,511 @@
+package graceful
+
+import (
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// A connState is where a tracked connection stands.
+//
+//	        first byte            request             response
+//	new ───────────────▶ receiving ───────▶ active ─────────────▶ idle
+//	 │                       ▲                 │                   │ │
+//	 │                       └─────────────────┼── first byte ─────┘ │
+//	 └──▶ ending ◀─────────────────────────────┼─────────────────────┘
+//	         │  (bytes turned up: receiving)   └──▶ hijacked
+//	         ▼
+//	      closed   (from every state)
+type connState uint8
+
+const (
+	// connNew: accepted, and has said nothing. Goes to receiving, ending
+	// and closed; to active where the bytes are not seen (see besideConn).
+	connNew connState = iota
+
+	// connReceiving: some bytes have come, no whole request yet. A
+	// connection leaves it for active, or closed.
+	connReceiving
+
+	// connActive: a request is in progress. Goes to idle, hijacked, closed.
+	connActive
+
+	// connIdle: the last response is out and nothing has come since. Goes to
+	// receiving, ending, closed; to active where the bytes are not seen.
+	connIdle
+
+	// connEnding: was new or idle, and has been told to end: its Read comes
+	// back, looks once more, and goes to receiving or closed.
+	connEnding
+
+	// connHijacked: its protocol is no longer ours. Goes to closed.
+	connHijacked
+
+	// connClosed is terminal.
+	connClosed
+
+	connStates = iota
+)
+
+var connStateNames = [connStates]string{
+	"new", "receiving", "active", "idle", "ending", "hijacked", "closed",
+}
+
+func (s connState) String() string { return connStateNames[s] }
+
+// A connWord is a connection's state (the low three bits) and since when it
+// is in it (nanoseconds since the manager's start, in the rest), in one word,
+// so that both change together.
+type connWord uint64
+
+const connStateBits = 3
+
+func (w connWord) state() connState { return connState(w & (1<<connStateBits - 1)) }
+
+func (w connWord) since() time.Duration { return time.Duration(w >> connStateBits) }
+
+// What else there is to know about a connection; bits of conn.flags.
+const (
+	// flagWrote: something was written since the connection became active.
+	flagWrote = 1 << iota
+
+	// flagAhead: while the connection was active, bytes were read that
+	// belong to what comes after.
+	flagAhead
+
+	// flagGuess: that a connection is receiving is a guess, because
+	// encryption hides what the bytes are.
+	flagGuess
+
+	// flagFarewell: the peer is told that this answer is the last.
+	flagFarewell
+
+	// flagStreams: a protocol with streams of its own and a farewell of its
+	// own (HTTP/2). What it reads between requests is not a request.
+	flagStreams
+
+	// flagTLS: encrypted by a layer above; what is read are records.
+	flagTLS
+
+	// flagBeside: nothing was wrapped; the bytes are not seen.
+	flagBeside
+
+	// flagSpoken: there has been a request on the connection.
+	flagSpoken
+
+	// flagShaken: its TLS handshake is over. Found out during the drain.
+	flagShaken
+
+	// flagProbed: somebody is finding it out.
+	flagProbed
+
+	// flagReleased: the slot in the limit was given back.
+	flagReleased
+)
+
+// aLongTimeAgo is a deadline that has passed.
+var aLongTimeAgo = time.Unix(1, 0)
+
+// A conn is one tracked connection. What wraps it (tcpConn, unixConn,
+// anyConn) embeds it above the connection that the listener produced, so that
+// its methods win and all others are the connection's own.
+//
+// Whoever reads and writes the connection moves its state with atomic
+// operations alone; only from the drain on the manager is told.
+type conn struct {
+	// Immutable after newConn.
+	m       *manager
+	raw     net.Conn // as the listener produced it
+	release func()   // gives the slot in the limit back; nil without limit
+	turns   *turns   // states from Read and Write alone; nil for HTTP
+
+	word  atomic.Uint64 // a connWord
+	flags atomic.Uint32
+	tls   atomic.Pointer[tls.Conn] // laid over it, or what it is beside of
+
+	// mu orders telling a connection to end, which sets a read deadline,
+	// against finding out that it must go on, which takes the deadline back.
+	mu sync.Mutex
+
+	// info is what the protocol above keeps about the connection. It is
+	// written before the first request and read for the report.
+	info atomic.Value
+
+	// Owned by manager.run.
+	seen connState // when it was looked at last
+}
+
+func (c *conn) load() connWord { return connWord(c.word.Load()) }
+
+func (c *conn) has(flag uint32) bool { return c.flags.Load()&flag != 0 }
+
+// Read reads from the connection, and is where it learns that it is to end.
+func (c *conn) Read(p []byte) (int, error) {
+	if c.turns != nil {
+		c.turns.enterRead(c)
+	}
+	for {
+		n, err := c.raw.Read(p)
+		if n > 0 {
+			c.received(n, len(p))
+			return n, err
+		}
+		if err == nil || c.load().state() != connEnding || !errors.Is(err, os.ErrDeadlineExceeded) {
+			return n, err
+		}
+		// The deadline is the manager's. It looked for bytes before it
+		// set it; look again, since some may have come in between.
+		if pending(c.raw) <= 0 {
+			return 0, io.EOF
+		}
+		c.goOn(connReceiving)
+	}
+}
+
+// received notes that n bytes were read into a buffer of the given size.
+func (c *conn) received(n, size int) {
+	if c.turns != nil {
+		c.turns.received(c)
+		return
+	}
+	for {
+		w := c.load()
+		switch w.state() {
+		case connNew, connIdle:
+			if c.has(flagStreams) {
+				return
+			}
+			if !c.word.CompareAndSwap(uint64(w), c.m.stamp(connReceiving)) {
+				continue // told to end at this very moment
+			}
+			c.m.changed(c, connReceiving)
+		case connEnding:
+			c.goOn(connReceiving)
+		case connActive:
+			if c.has(flagStreams | flagAhead) {
+				return
+			}
+			// While a handler runs net/http reads ahead, one byte at a
+			// time, to see whether the client goes away. Below TLS that
+			// is a record like any other, and all there is to go by is
+			// that the answer has begun.
+			if size == 1 && n == 1 || c.flags.Load()&(flagTLS|flagWrote) == flagTLS|flagWrote {
+				c.flags.Or(flagAhead)
+			}
+		}
+		return
+	}
+}
+
+// wrote notes that something is about to be written.
+func (c *conn) wrote() {
+	f := c.flags.Load()
+	if f&(flagTLS|flagSpoken) == flagTLS {
+		// Part of the handshake, and the peer's turn again.
+		if w := c.load(); w.state() == connReceiving &&
+			c.word.CompareAndSwap(uint64(w), c.m.stamp(connNew)) {
+			c.m.changed(c, connNew)
+		}
+	}
+	if f&flagWrote == 0 {
+		c.flags.Or(flagWrote)
+	}
+	if f&(flagAhead|flagTLS) == flagAhead|flagTLS {
+		c.flags.And(^uint32(flagAhead)) // it was part of the request's body
+	}
+}
+
+// Write writes to the connection.
+func (c *conn) Write(p []byte) (int, error) {
+	if c.turns != nil {
+		c.turns.beginWrite(c)
+		defer c.turns.endWrite(c)
+	} else {
+		c.wrote()
+	}
+	return c.raw.Write(p)
+}
+
+// readFrom is io.ReaderFrom for the wrappers whose connection has it.
+func (c *conn) readFrom(rf io.ReaderFrom, r io.Reader) (int64, error) {
+	if c.turns != nil {
+		c.turns.beginWrite(c)
+		defer c.turns.endWrite(c)
+	} else {
+		c.wrote()
+	}
+	return rf.ReadFrom(r)
+}
+
+// setState moves the connection to a state that the protocol above reports:
+// active, idle, hijacked or closed.
+func (c *conn) setState(to connState) {
+	switch to {
+	case connActive:
+		const ofLast = flagWrote | flagAhead | flagGuess | flagFarewell
+		if f := c.flags.Load(); f&(ofLast|flagSpoken) != flagSpoken {
+			c.flags.And(^uint32(ofLast))
+			c.flags.Or(flagSpoken)
+		}
+	case connIdle:
+		if f := c.flags.Load(); f&flagAhead != 0 && f&flagStreams == 0 {
+			to = connReceiving
+			if f&flagTLS != 0 {
+				c.flags.Or(flagGuess)
+			}
+		}
+	}
+	for {
+		w := c.load()
+		if w.state() == connEnding && to != connClosed {
+			c.goOn(to)
+			return
+		}
+		if c.word.CompareAndSwap(uint64(w), c.m.stamp(to)) {
+			break
+		}
+	}
+	c.m.changed(c, to)
+}
+
+// end tells a connection that was found in state w, new or idle, to end. It
+// reports whether it did: not if bytes are waiting to be read, and not if the
+// state has changed since, in which case the manager hears of it.
+//
+// The connection ends itself: its Read comes back because of a deadline, and
+// the goroutine that reads it closes it. So no close races with a read.
+func (c *conn) end(w connWord) bool {
+	if pending(c.raw) > 0 {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.word.CompareAndSwap(uint64(w), c.m.stamp(connEnding)) {
+		return false
+	}
+	if c.raw.SetReadDeadline(aLongTimeAgo) != nil {
+		go c.cut() // a connection without deadlines, or closed already
+	}
+	return true
+}
+
+// goOn takes back what end did, because the connection turned out to be in
+// use. A read deadline that was set before is lost; net/http sets one for
+// every request.
+func (c *conn) goOn(to connState) {
+	c.mu.Lock()
+	// Under mu, end has set its deadline or has not begun.
+	if c.load().state() == connEnding {
+		c.raw.SetReadDeadline(time.Time{})
+	}
+	c.word.Store(c.m.stamp(to))
+	c.mu.Unlock()
+	c.m.changed(c, to)
+}
+
+// SetDeadline is net.Conn's; while the connection is ending, the part of it
+// that concerns reading waits.
+func (c *conn) SetDeadline(t time.Time) error {
+	err := c.raw.SetDeadline(t)
+	c.keepEnding()
+	return err
+}
+
+// SetReadDeadline is net.Conn's; it has no effect while the connection is
+// ending.
+func (c *conn) SetReadDeadline(t time.Time) error {
+	err := c.raw.SetReadDeadline(t)
+	c.keepEnding()
+	return err
+}
+
+// keepEnding sets the deadline of end again after somebody else set one. end
+// changes the state first and sets its deadline then, so whoever comes in
+// between is either overwritten or finds the state here.
+func (c *conn) keepEnding() {
+	if c.load().state() != connEnding {
+		return
+	}
+	c.mu.Lock()
+	if c.load().state() == connEnding {
+		c.raw.SetReadDeadline(aLongTimeAgo)
+	}
+	c.mu.Unlock()
+}
+
+// Close closes the connection and gives its slot in the limit back. A
+// hijacked connection, or one of a protocol that reports no states, is gone
+// by it.
+func (c *conn) Close() error {
+	err := c.raw.Close()
+	c.freeSlot()
+	if c.turns != nil || c.load().state() == connHijacked {
+		c.gone()
+	}
+	return err
+}
+
+// NetConn returns the connection that the listener produced.
+func (c *conn) NetConn() net.Conn { return c.raw }
+
+func (c *conn) tracked() *conn { return c }
+
+// freeSlot gives the slot in the limit back, once.
+func (c *conn) freeSlot() {
+	if c.release == nil {
+		return
+	}
+	if old := c.flags.Or(flagReleased); old&flagReleased == 0 {
+		c.release()
+	}
+}
+
+// gone marks the connection closed and tells the manager, once.
+func (c *conn) gone() {
+	c.freeSlot()
+	if connWord(c.word.Swap(c.m.stamp(connClosed))).state() != connClosed {
+		c.m.removed(c)
+	}
+}
+
+// cut closes the connection without any farewell. Below a *tls.Conn: its own
+// Close writes an alert, for which it waits up to five seconds.
+func (c *conn) cut() {
+	nc := c.raw
+	for {
+		t, ok := nc.(*tls.Conn)
+		if !ok {
+			break
+		}
+		nc = t.NetConn()
+	}
+	nc.Close()
+	c.freeSlot()
+}
+
+// trackedConn finds the tracked connection beneath nc: beneath TLS, and
+// beneath any wrapper that has a NetConn method, as *tls.Conn has. It returns
+// nil if there is none.
+func trackedConn(nc net.Conn) *conn {
+	for nc != nil {
+		if t, ok := nc.(interface{ tracked() *conn }); ok {
+			return t.tracked()
+		}
+		w, ok := nc.(interface{ NetConn() net.Conn })
+		if !ok {
+			return nil
+		}
+		nc = w.NetConn()
+	}
+	return nil
+}
+
+// A wrapper embeds conn one level above the connection itself, so that conn's
+// methods hide the connection's and everything else shines through.
+type (
+	tcpBelow  struct{ *net.TCPConn }
+	unixBelow struct{ *net.UnixConn }
+	connBelow struct{ net.Conn }
+
+	tcpConn struct {
+		conn
+		tcpBelow
+	}
+
+	unixConn struct {
+		conn
+		unixBelow
+	}
+
+	anyConn struct {
+		conn
+		connBelow
+	}
+
+	// anyTLSConn is for connections that are not *tls.Conn but know a TLS
+	// state, which net/http puts into the request.
+	anyTLSConn struct {
+		anyConn
+		state func() tls.ConnectionState
+	}
+)
+
+// ReadFrom lets the kernel copy, as (*net.TCPConn).ReadFrom does.
+func (c *tcpConn) ReadFrom(r io.Reader) (int64, error) { return c.readFrom(c.TCPConn, r) }
+
+// WriteTo writes what is read to w. Unlike (*net.TCPConn).WriteTo it does not
+// splice, since the connection would not notice that it is read.
+func (c *tcpConn) WriteTo(w io.Writer) (int64, error) { return io.Copy(w, readerOnly{&c.conn}) }
+
+// CloseWrite closes the writing side, where the connection can.
+func (c *anyConn) CloseWrite() error {
+	if cw, ok := c.raw.(interface{ CloseWrite() error }); ok {
+		return cw.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+// ReadFrom uses the connection's own ReadFrom where there is one.
+func (c *anyConn) ReadFrom(r io.Reader) (int64, error) {
+	if rf, ok := c.raw.(io.ReaderFrom); ok {
+		return c.readFrom(rf, r)
+	}
+	return io.Copy(writerOnly{&c.conn}, r)
+}
+
+func (c *anyTLSConn) ConnectionState() tls.ConnectionState { return c.state() }
+
+type readerOnly struct{ io.Reader }
+
+type writerOnly struct{ io.Writer }
+
+// track wraps nc for the manager m. A *tls.Conn is not wrapped, for net/http
+// finds HTTP/2 and the request's TLS state by its type: it is returned as it
+// is, with a conn beside it that has flagBeside set.
+func track(m *manager, nc net.Conn, release func(), tr *turns, flags uint32) (net.Conn, *conn) {
+	set := func(c *conn) *conn {
+		c.m, c.raw, c.release, c.turns = m, nc, release, tr
+		c.flags.Store(flags)
+		c.word.Store(m.stamp(connNew))
+		return c
+	}
+	switch below := nc.(type) {
+	case *net.TCPConn:
+		w := &tcpConn{tcpBelow: tcpBelow{below}}
+		return w, set(&w.conn)
+	case *net.UnixConn:
+		w := &unixConn{unixBelow: unixBelow{below}}
+		return w, set(&w.conn)
+	case *tls.Conn:
+		if tr == nil {
+			c := set(new(conn))
+			c.flags.Or(flagBeside | flagTLS)
+			return nc, c
+		}
+	case interface{ ConnectionState() tls.ConnectionState }:
+		w := &anyTLSConn{anyConn{connBelow: connBelow{nc}}, below.ConnectionState}
+		return w, set(&w.conn)
+	}
+	w := &anyConn{connBelow: connBelow{nc}}
+	return w, set(&w.conn)
+}
+
+// socketOf returns what lies at the bottom of nc's NetConn methods.
+func socketOf(nc net.Conn) net.Conn {
+	for {
+		w, ok := nc.(interface{ NetConn() net.Conn })
+		if !ok {
+			return nc
+		}
+		below := w.NetConn()
+		if below == nil {
+			return nc
+		}
+		nc = below
+	}
+}

@@ -1,0 +1,90 @@
+package traffic
+
+import "time"
+
+// A Kind is one way in which clients use a server. The variables of this file
+// are all there are; with Load.TLS each of them goes over TLS.
+type Kind struct {
+	Name  string // one word, for flags and tables
+	About string // one line, for people
+
+	proto  proto
+	fresh  bool          // a new connection for each request
+	split  time.Duration // pause in the middle of the header
+	think  time.Duration // pause after each response; forever: until the end
+	upload time.Duration // how long the body takes to send
+	stream time.Duration // how long the response is asked to take
+	expect bool          // sends Expect: 100-continue and waits for it
+	once   bool          // the body cannot be replayed (HTTP/2)
+}
+
+type proto int
+
+const (
+	http1 proto = iota
+	http2
+	websocket
+)
+
+const (
+	forever  = 1<<63 - 1
+	pieces   = 20  // that a slow body is sent in, in both directions
+	bodySize = 256 // bytes of a body that is sent at once
+)
+
+var (
+	KeepAlive = Kind{Name: "keepalive", About: "busy keep-alive connections, POST with a body"}
+	NewConn   = Kind{Name: "newconn", About: "a new connection for each request", fresh: true}
+
+	HalfNew5   = Kind{Name: "half-new-5ms", About: "header in two halves, 5 ms apart, new connection", fresh: true, split: 5 * time.Millisecond}
+	HalfNew50  = Kind{Name: "half-new-50ms", About: "header in two halves, 50 ms apart, new connection", fresh: true, split: 50 * time.Millisecond}
+	HalfKept5  = Kind{Name: "half-kept-5ms", About: "header in two halves, 5 ms apart, kept-alive", split: 5 * time.Millisecond}
+	HalfKept50 = Kind{Name: "half-kept-50ms", About: "header in two halves, 50 ms apart, kept-alive", split: 50 * time.Millisecond}
+
+	Think10  = Kind{Name: "think-10ms", About: "kept-alive, 10 ms between requests", think: 10 * time.Millisecond}
+	Think100 = Kind{Name: "think-100ms", About: "kept-alive, 100 ms between requests", think: 100 * time.Millisecond}
+
+	Upload = Kind{Name: "upload", About: "a body that takes 100 ms to send", upload: 100 * time.Millisecond}
+	Stream = Kind{Name: "stream", About: "a response that takes 100 ms to come", stream: 100 * time.Millisecond}
+	Expect = Kind{Name: "expect", About: "Expect: 100-continue before the body", expect: true}
+
+	// HTTP2 is HTTP/2 over TLS, or in the clear (h2c) without Load.TLS.
+	HTTP2       = Kind{Name: "http2", About: "HTTP/2, bodies that can be replayed", proto: http2}
+	HTTP2Once   = Kind{Name: "http2-once", About: "HTTP/2, bodies that cannot be replayed", proto: http2, once: true}
+	HTTP2Upload = Kind{Name: "http2-upload", About: "HTTP/2, a body that takes 100 ms to send", proto: http2, upload: 100 * time.Millisecond}
+	HTTP2Stream = Kind{Name: "http2-stream", About: "HTTP/2, a response that takes 100 ms to come", proto: http2, stream: 100 * time.Millisecond}
+
+	// WebSocket sends a text message and waits for its echo. It ends the
+	// connection itself when the server says farewell with the message "bye".
+	WebSocket = Kind{Name: "websocket", About: "WebSocket messages and their echo, 10 ms apart", proto: websocket, think: 10 * time.Millisecond}
+
+	// Idle makes one request and then keeps its connection. When the server
+	// ends it, it makes one request more.
+	Idle = Kind{Name: "idle", About: "connections that are kept and not used", think: forever}
+)
+
+// Kinds returns every kind, in the order in which a report shows them.
+func Kinds() []Kind {
+	return []Kind{
+		KeepAlive, NewConn, HalfNew5, HalfNew50, HalfKept5, HalfKept50, Think10, Think100,
+		Upload, Stream, Expect, HTTP2, HTTP2Once, HTTP2Upload, HTTP2Stream, WebSocket, Idle,
+	}
+}
+
+// KindByName returns the kind of that name and reports whether there is one.
+func KindByName(name string) (Kind, bool) {
+	for _, k := range Kinds() {
+		if k.Name == name {
+			return k, true
+		}
+	}
+	return Kind{}, false
+}
+
+func (k Kind) String() string { return k.Name }
+
+// HTTP2 reports whether k speaks HTTP/2.
+func (k Kind) HTTP2() bool { return k.proto == http2 }
+
+// WebSocket reports whether k speaks WebSocket.
+func (k Kind) WebSocket() bool { return k.proto == websocket }

@@ -1,0 +1,117 @@
+package traffic
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"net/http"
+	"os"
+	"time"
+)
+
+// A line is a client's connection to the server, over which it speaks without
+// anything in between that could retry.
+type line struct {
+	load *Load
+	ctx  context.Context
+
+	conn net.Conn // nil: none yet, or no longer
+	br   *bufio.Reader
+	free func() bool // lets go of ctx
+	used bool        // a response has come over conn
+
+	// quiet is since when, at the earliest, the server may take the connection
+	// for quiet: it was dialled, or the last request was sent.
+	quiet time.Time
+}
+
+// dial opens the line if it is not open. Its error means that no byte of a
+// request has been sent.
+func (l *line) dial(deadline time.Time) error {
+	if l.conn != nil {
+		return nil
+	}
+	l.quiet = time.Now()
+	d := net.Dialer{Deadline: deadline}
+	conn, err := d.DialContext(l.ctx, "tcp", l.load.Addr)
+	if err != nil {
+		return err
+	}
+	l.free = context.AfterFunc(l.ctx, func() { conn.Close() })
+	l.conn, l.used = conn, false
+	if l.load.TLS != nil {
+		tc := tls.Client(conn, tlsFor(l.load))
+		conn.SetDeadline(deadline)
+		if err := tc.HandshakeContext(l.ctx); err != nil {
+			l.close()
+			return &failure{"handshake", err}
+		}
+		l.conn = tc
+	}
+	l.br = bufio.NewReader(l.conn)
+	return nil
+}
+
+// rest implements client: it listens while it thinks, unless the client is
+// deaf.
+func (l *line) rest(flow context.Context, d time.Duration) bool {
+	if l.conn == nil || l.load.Deaf && d != forever {
+		pause(flow, d)
+		return false
+	}
+	conn := l.conn
+	if d == forever {
+		conn.SetReadDeadline(time.Time{})
+	} else {
+		conn.SetReadDeadline(time.Now().Add(d))
+	}
+	// After the deadline above, or that one would put this one off.
+	stop := context.AfterFunc(flow, func() { conn.SetReadDeadline(time.Unix(1, 0)) })
+	_, err := l.br.Peek(1)
+	stop()
+	if err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		return false
+	}
+	l.close()
+	return true
+}
+
+// excuse returns err, as a pause if the server may have taken the connection
+// for quiet before the next request began to come, at the time given.
+func (l *line) excuse(err error, began time.Time) error {
+	if w := l.load.Window; w > 0 && began.Sub(l.quiet) > w {
+		return &failure{causePaused, err}
+	}
+	return err
+}
+
+func (l *line) close() {
+	if l.conn == nil {
+		return
+	}
+	l.free()
+	l.conn.Close()
+	l.conn = nil
+}
+
+// response reads a response's header. Its error tells an end without a byte
+// (io.EOF) from one in the middle (io.ErrUnexpectedEOF), as http.ReadResponse
+// does not.
+func (l *line) response(method string) (*http.Response, error) {
+	if _, err := l.br.Peek(1); err != nil {
+		return nil, err
+	}
+	return http.ReadResponse(l.br, &http.Request{Method: method})
+}
+
+// tlsFor returns l's TLS configuration with the server's name in it.
+func tlsFor(l *Load) *tls.Config {
+	c := l.TLS.Clone()
+	if c.ServerName == "" {
+		c.ServerName, _, _ = net.SplitHostPort(l.Addr)
+	}
+	c.NextProtos = nil
+	return c
+}

@@ -1,0 +1,589 @@
+package graceful
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// ErrKilled is the cause (context.Cause) of the contexts of requests that were
+// in progress when the shutdown's time was over, and what Shutdown's error
+// wraps then.
+var ErrKilled = errors.New("graceful: killed: the time for the shutdown is over")
+
+// errServed is what a second life is refused with.
+var errServed = fmt.Errorf("graceful: the server has been stopped and can't serve again: %w", http.ErrServerClosed)
+
+// A protocol is what a lifecycle doesn't know: what is spoken on its
+// connections. Of its methods only beforeShutdown may block.
+type protocol interface {
+	// config returns what the lifecycle goes by. It is asked once.
+	config() lifeConfig
+
+	// beforeShutdown reports whether a shutdown may begin.
+	beforeShutdown() bool
+
+	beginDelay() // the first moment of the shutdown
+	beginDrain() // the listeners have been told to stop
+	beginKill()  // before any connection is closed
+
+	// finish cleans up, and says how HTTP/2 clients were told to leave. left
+	// is how many hijacked connections were not waited for.
+	finish(left int) string
+
+	// requests lists those in progress on a connection with the given info.
+	requests(info any) []string
+
+	// streams is how many requests are in progress on connections that
+	// carry several.
+	streams() int
+
+	logf(format string, args ...any)
+}
+
+type lifeConfig struct {
+	delay   time.Duration // of PhaseDelaying
+	timeout time.Duration // of PhaseDraining; 0 for none
+	rules   drainRules
+}
+
+// A lifecycle takes a set of listeners and their connections through the
+// phases of a shutdown. Its zero value, with init called, is serving.
+type lifecycle struct {
+	p protocol
+
+	phase atomic.Int32
+
+	// shutting is true from the first moment of the shutdown on: the phase
+	// as the path of a request wants to read it.
+	shutting atomic.Bool
+
+	draining chan struct{} // closed when shutting becomes true
+	drained  chan struct{} // closed when the drain has begun
+	killing  chan struct{} // closed by kill
+	stopped  chan struct{} // closed at the end
+
+	// newTimeout says that timeout was changed; holds one value at the most.
+	newTimeout chan struct{}
+
+	once sync.Once // init
+
+	mu        sync.Mutex // guards what follows
+	cfg       lifeConfig // what p.config said; zero before the first listener
+	m         *manager   // nil before the first listener
+	listeners []*listener
+	bound     []net.Addr // of all listeners there have been
+	served    bool       // there has been a listener
+	asking    bool       // beforeShutdown is running
+	timeout   time.Duration
+	killed    string // why
+	letGo     func() // stops catching signals; nil if none are caught
+	joined    bool   // a Group has the signals and calls the delay
+
+	// hold keeps the delay from ending; nil if nothing does. No values sent.
+	hold     chan struct{}
+	report   Report
+	phaseAt  time.Time // when the phase began
+	closeErr error     // the first error of closing a listener
+}
+
+func (lc *lifecycle) init(p protocol) {
+	lc.once.Do(func() {
+		lc.p = p
+		lc.draining = make(chan struct{})
+		lc.drained = make(chan struct{})
+		lc.killing = make(chan struct{})
+		lc.stopped = make(chan struct{})
+		lc.newTimeout = make(chan struct{}, 1)
+	})
+}
+
+func (lc *lifecycle) Phase() Phase { return Phase(lc.phase.Load()) }
+
+// open returns the manager to accept for. It reports an error that says why
+// there is nothing to accept any more; errNotServed if a stop came before
+// anything was served.
+func (lc *lifecycle) open() (*manager, error) {
+	lc.mu.Lock()
+	defer lc.mu.Unlock()
+	if lc.Phase() != PhaseServing {
+		if lc.served {
+			return nil, errServed
+		}
+		return nil, errNotServed
+	}
+	if lc.m == nil {
+		lc.cfg = lc.p.config()
+		if lc.timeout == 0 {
+			lc.timeout = lc.cfg.timeout
+		}
+		lc.m = newManager(lc.cfg.rules)
+		go lc.m.run()
+	}
+	return lc.m, nil
+}
+
+var errNotServed = errors.New("graceful: stopped before it served")
+
+// admit takes a listener in; it reports false if a shutdown has begun.
+func (lc *lifecycle) admit(l *listener) bool {
+	lc.mu.Lock()
+	defer lc.mu.Unlock()
+	if lc.Phase() != PhaseServing {
+		return false
+	}
+	lc.served = true
+	lc.listeners = append(lc.listeners, l)
+	lc.bound = append(lc.bound, l.Addr())
+	return true
+}
+
+// release takes note that l accepts no more.
+func (lc *lifecycle) release(l *listener) {
+	err := l.Close()
+	lc.mu.Lock()
+	i := slices.Index(lc.listeners, l)
+	if i < 0 {
+		lc.mu.Unlock()
+		return // a second time
+	}
+	lc.listeners = slices.Delete(lc.listeners, i, i+1)
+	last := len(lc.listeners) == 0 && lc.Phase() >= PhaseDraining
+	if err != nil && lc.closeErr == nil && !errors.Is(err, net.ErrClosed) {
+		lc.closeErr = err
+	}
+	m := lc.m
+	lc.mu.Unlock()
+	if lc.shutting.Load() {
+		lc.p.logf("listener %s closed", l.Addr())
+	}
+	if last {
+		// The drain has begun: run hears of that before it hears of this.
+		<-lc.drained
+		m.signal(m.sealed)
+	}
+}
+
+// catch catches signals until the end.
+func (lc *lifecycle) catch() {
+	lc.mu.Lock()
+	defer lc.mu.Unlock()
+	if lc.letGo != nil || lc.joined || lc.Phase() != PhaseServing {
+		return
+	}
+	lc.letGo = catchSignals(
+		func(sig os.Signal) bool { return lc.ask(sig.String(), nil) },
+		func(sig os.Signal) { lc.kill("second signal: " + sig.String()) })
+}
+
+// ask begins the shutdown unless the protocol has something against it. It
+// reports whether one is under way. A timeout that is not nil takes the place
+// of the configured one.
+func (lc *lifecycle) ask(reason string, timeout *time.Duration) bool {
+	lc.mu.Lock()
+	if lc.Phase() != PhaseServing || lc.asking {
+		lc.setTimeoutLocked(timeout)
+		lc.mu.Unlock()
+		return true
+	}
+	lc.asking = true
+	lc.mu.Unlock()
+	// A panic in the callback is the program's end or somebody's recover; the
+	// latter finds a server that can be asked again.
+	var agreed bool
+	defer func() {
+		lc.mu.Lock()
+		lc.asking = false
+		lc.mu.Unlock()
+		if agreed {
+			lc.order(reason, timeout)
+		}
+	}()
+	agreed = lc.p.beforeShutdown()
+	if !agreed {
+		lc.p.logf("shutdown refused by BeforeShutdown: %s", reason)
+	}
+	return agreed
+}
+
+// order begins the shutdown, if none has begun.
+func (lc *lifecycle) order(reason string, timeout *time.Duration) {
+	lc.mu.Lock()
+	defer lc.mu.Unlock()
+	lc.setTimeoutLocked(timeout)
+	if lc.hold != nil {
+		close(lc.hold)
+		lc.hold = nil
+	}
+	lc.beginLocked(reason)
+}
+
+// join gives the signals and the delay to a Group. It panics if it is too late
+// for that.
+func (lc *lifecycle) join() {
+	lc.mu.Lock()
+	defer lc.mu.Unlock()
+	switch {
+	case lc.joined:
+		panic("graceful: Group.Add of what belongs to a Group already")
+	case lc.served || lc.Phase() != PhaseServing:
+		panic("graceful: Group.Add of what serves already, or has been stopped")
+	}
+	lc.joined = true
+}
+
+// beginHeld begins the shutdown with a delay that lasts until somebody else
+// orders the shutdown.
+func (lc *lifecycle) beginHeld(reason string) {
+	lc.mu.Lock()
+	defer lc.mu.Unlock()
+	if lc.Phase() == PhaseServing {
+		lc.hold = make(chan struct{})
+		lc.beginLocked(reason)
+	}
+}
+
+// beginLocked begins the shutdown, if none has begun.
+func (lc *lifecycle) beginLocked(reason string) {
+	if lc.Phase() != PhaseServing {
+		return
+	}
+	lc.enterLocked(PhaseDelaying)
+	lc.shutting.Store(true)
+	lc.report.Reason = reason
+	lc.report.Began = lc.phaseAt
+	close(lc.draining)
+	go lc.shutDown(reason)
+}
+
+// setTimeoutLocked replaces the timeout: the configured one before draining,
+// and what is left of it, if t is less, after.
+func (lc *lifecycle) setTimeoutLocked(t *time.Duration) {
+	if t == nil {
+		return
+	}
+	lc.timeout = *t
+	select {
+	case lc.newTimeout <- struct{}{}:
+	default:
+	}
+}
+
+// kill ends the shutdown now, and begins it if need be.
+func (lc *lifecycle) kill(why string) {
+	lc.order(why, nil)
+	lc.mu.Lock()
+	defer lc.mu.Unlock()
+	if lc.killed == "" && lc.Phase() < PhaseKilling {
+		lc.killed = why
+		close(lc.killing)
+	}
+}
+
+// enterLocked goes to the next phase, and says how long the last one was.
+func (lc *lifecycle) enterLocked(p Phase) {
+	now := time.Now()
+	took := now.Sub(lc.phaseAt)
+	switch lc.Phase() {
+	case PhaseDelaying:
+		lc.report.Delay = took
+	case PhaseDraining:
+		lc.report.Drain = took
+	case PhaseKilling:
+		lc.report.Kill = took
+	}
+	lc.phaseAt = now
+	lc.report.Phase = p
+	lc.phase.Store(int32(p))
+}
+
+func (lc *lifecycle) enter(p Phase) {
+	lc.mu.Lock()
+	lc.enterLocked(p)
+	lc.mu.Unlock()
+}
+
+// shutDown is the shutdown, from its first moment to its last.
+func (lc *lifecycle) shutDown(reason string) {
+	lc.p.logf("shutdown initiated: %s", reason)
+	lc.p.beginDelay()
+
+	lc.mu.Lock()
+	delay, hold := lc.cfg.delay, lc.hold
+	if lc.joined {
+		delay = 0
+	}
+	lc.mu.Unlock()
+	if hold != nil {
+		select {
+		case <-hold:
+		case <-lc.killing:
+		}
+	}
+	if delay > 0 {
+		lc.p.logf("still serving for %s, so that load balancers notice", round(delay))
+		t := time.NewTimer(delay)
+		select {
+		case <-t.C:
+		case <-lc.killing:
+			t.Stop()
+		}
+	}
+
+	lc.mu.Lock()
+	lc.enterLocked(PhaseDraining)
+	m := lc.m
+	listeners := slices.Clone(lc.listeners)
+	lc.mu.Unlock()
+	if m != nil {
+		lc.drain(m, listeners)
+	}
+
+	lc.mu.Lock()
+	lc.enterLocked(PhaseStopped)
+	letGo := lc.letGo
+	left := lc.report.Left
+	lc.mu.Unlock()
+	if letGo != nil {
+		letGo()
+	}
+	farewell := lc.p.finish(left)
+	lc.mu.Lock()
+	lc.report.HTTP2 = farewell
+	report := lc.report
+	lc.mu.Unlock()
+	lc.p.logf("%s", report)
+	close(lc.stopped)
+}
+
+// drain waits until m has nothing left, and kills what is left when the time
+// is over.
+func (lc *lifecycle) drain(m *manager, listeners []*listener) {
+	// What was there is counted before the drain changes it.
+	if c, ok := m.count(); ok { // always: nobody has said sealed yet
+		lc.mu.Lock()
+		lc.report.Start = statsOf(c, PhaseDraining, lc.p.streams())
+		lc.mu.Unlock()
+	}
+	m.signal(m.begin)
+	for _, l := range listeners {
+		l.stop()
+	}
+	close(lc.drained)
+	if len(listeners) == 0 {
+		m.signal(m.sealed)
+	}
+	lc.p.beginDrain()
+
+	began := time.Now()
+	timeout := lc.deadline(began)
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	var deadline *time.Timer
+	var over <-chan time.Time // nil: no deadline
+	setDeadline := func() {
+		if timeout.IsZero() {
+			return
+		}
+		if deadline == nil {
+			deadline = time.NewTimer(time.Until(timeout))
+			over = deadline.C
+			return
+		}
+		deadline.Reset(time.Until(timeout))
+	}
+	setDeadline()
+	defer func() {
+		if deadline != nil {
+			deadline.Stop()
+		}
+	}()
+	for {
+		select {
+		case <-m.done:
+			lc.note(m.last)
+			return
+		case <-lc.newTimeout:
+			// A drain that is under way can be told to hurry, not to
+			// take longer.
+			if t := lc.deadline(time.Now()); timeout.IsZero() || !t.IsZero() && t.Before(timeout) {
+				timeout = t
+				setDeadline()
+			}
+		case <-over:
+			lc.kill(fmt.Sprintf("timeout, %s after draining began", round(time.Since(began))))
+		case <-lc.killing:
+			lc.killLeft(m)
+			return
+		case now := <-tick.C:
+			if c, ok := m.count(); ok {
+				left := "no timeout"
+				if !timeout.IsZero() {
+					left = round(timeout.Sub(now)).String() + " left"
+				}
+				s := statsOf(c, PhaseDraining, lc.p.streams())
+				lc.p.logf("%s; %s", s, left)
+				lc.note(c)
+			}
+		}
+	}
+}
+
+// deadline returns when a drain that began at the given time is over; zero for
+// never.
+func (lc *lifecycle) deadline(began time.Time) time.Time {
+	lc.mu.Lock()
+	defer lc.mu.Unlock()
+	select {
+	case <-lc.newTimeout:
+	default:
+	}
+	if lc.timeout <= 0 {
+		return time.Time{}
+	}
+	return began.Add(lc.timeout)
+}
+
+// note puts the manager's counts into the report.
+func (lc *lifecycle) note(c census) {
+	lc.mu.Lock()
+	defer lc.mu.Unlock()
+	r := &lc.report
+	r.Late, r.Finished, r.Idle, r.GaveUp, r.Left = c.late, c.finished, c.ended, c.gaveUp, c.left
+}
+
+// killLeft closes what is left.
+func (lc *lifecycle) killLeft(m *manager) {
+	lc.enter(PhaseKilling)
+	lc.mu.Lock()
+	why := lc.killed
+	lc.report.KillReason = why
+	listeners := slices.Clone(lc.listeners)
+	lc.mu.Unlock()
+
+	lc.p.beginKill()
+	left := m.abandon()
+	lc.note(m.last)
+	now := time.Since(m.began)
+	killed := make([]KilledConn, 0, len(left))
+	for _, c := range left {
+		w := c.load()
+		if s := w.state(); s == connClosed {
+			continue
+		}
+		k := KilledConn{
+			RemoteAddr: c.raw.RemoteAddr().String(),
+			State:      w.state().String(),
+			Age:        now - w.since(),
+			Requests:   lc.p.requests(c.info.Load()),
+		}
+		killed = append(killed, k)
+		lc.p.logf("killing %s", k)
+	}
+	for _, l := range listeners {
+		// A listener's Close may wait for its Accept, and that for a lock.
+		go l.Close()
+	}
+	cutAll(left)
+	lc.mu.Lock()
+	lc.report.Killed = killed
+	lc.mu.Unlock()
+}
+
+// cutAll closes connections. Those of package net close at once; a Close that
+// somebody else wrote is not waited for.
+func cutAll(conns []*conn) {
+	for _, c := range conns {
+		switch socketOf(c.raw).(type) {
+		case *net.TCPConn, *net.UnixConn:
+			c.cut()
+		default:
+			go c.cut()
+		}
+	}
+}
+
+// wait waits for the end and returns nil, or until ctx ends: then it kills,
+// and returns ctx's error.
+func (lc *lifecycle) wait(ctx context.Context) error {
+	select {
+	case <-lc.stopped:
+	case <-ctx.Done():
+		lc.kill(fmt.Sprintf("the context of Shutdown: %v", context.Cause(ctx)))
+		<-lc.stopped
+		return ctx.Err()
+	}
+	lc.mu.Lock()
+	defer lc.mu.Unlock()
+	if n := len(lc.report.Killed); n > 0 {
+		return fmt.Errorf("%w: %d connections were closed unfinished", ErrKilled, n)
+	}
+	return lc.closeErr
+}
+
+// stats returns a live count.
+func (lc *lifecycle) stats() Stats {
+	lc.mu.Lock()
+	m := lc.m
+	lc.mu.Unlock()
+	s := Stats{Phase: lc.Phase()}
+	if m != nil {
+		if c, ok := m.count(); ok {
+			s = statsOf(c, s.Phase, lc.p.streams())
+		}
+	}
+	return s
+}
+
+func (lc *lifecycle) currentReport() Report {
+	lc.mu.Lock()
+	defer lc.mu.Unlock()
+	r := lc.report
+	r.Killed = slices.Clone(r.Killed)
+	switch lc.Phase() {
+	case PhaseDelaying:
+		r.Delay = time.Since(lc.phaseAt)
+	case PhaseDraining:
+		r.Drain = time.Since(lc.phaseAt)
+	case PhaseKilling:
+		r.Kill = time.Since(lc.phaseAt)
+	}
+	return r
+}
+
+// openConns returns the connections that are open.
+func (lc *lifecycle) openConns() []*conn {
+	lc.mu.Lock()
+	m := lc.m
+	lc.mu.Unlock()
+	if m == nil {
+		return nil
+	}
+	return m.conns()
+}
+
+// skipDelay makes a shutdown that has not begun begin without a delay.
+func (lc *lifecycle) skipDelay() {
+	lc.mu.Lock()
+	lc.cfg.delay = 0
+	lc.mu.Unlock()
+}
+
+func (lc *lifecycle) allAddrs() []net.Addr {
+	lc.mu.Lock()
+	defer lc.mu.Unlock()
+	return slices.Clone(lc.bound)
+}
+
+func (lc *lifecycle) hasServed() bool {
+	lc.mu.Lock()
+	defer lc.mu.Unlock()
+	return lc.served
+}

@@ -1,0 +1,153 @@
+package graceful
+
+import (
+	"crypto/tls"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+)
+
+// LimitListener returns a listener that has at most n connections open at once
+// among those that it accepted from l: Accept waits until there is room. A
+// blocked Accept returns when the listener is closed. It panics if n is not
+// positive.
+//
+// Given to a Server or NewListener, it is merged into what they wrap
+// connections with anyway, so that HTTP/2, Request.TLS and sendfile work as
+// without it. Given to something else, its connections are wrappers around
+// those of l, whose own methods are still there. Put it below TLS there
+// (tls.NewListener(LimitListener(l, n), config)): above it, net/http does not
+// recognise HTTP/2.
+func LimitListener(l net.Listener, n int) net.Listener {
+	if n <= 0 {
+		panic(fmt.Sprintf("graceful: LimitListener with a limit of %d", n))
+	}
+	return &limitListener{Listener: l, limit: newLimiter(n), closed: make(chan struct{})}
+}
+
+// A limitListener limits the connections of a listener by itself.
+type limitListener struct {
+	net.Listener
+	limit     *limiter
+	closed    chan struct{} // closed by Close
+	closeOnce sync.Once
+}
+
+func (l *limitListener) Accept() (net.Conn, error) {
+	if !l.limit.acquire(nil, l.closed, nil) {
+		return nil, &net.OpError{Op: "accept", Net: l.Addr().Network(), Addr: l.Addr(), Err: net.ErrClosed}
+	}
+	nc, err := l.Listener.Accept()
+	if err != nil {
+		l.limit.release()
+		return nil, err
+	}
+	return limitConn(nc, l.limit.releaser()), nil
+}
+
+func (l *limitListener) Close() error {
+	l.closeOnce.Do(func() { close(l.closed) })
+	return l.Listener.Close()
+}
+
+// limitConn wraps nc so that its Close gives the slot back.
+func limitConn(nc net.Conn, release func()) net.Conn {
+	slot := limitSlot{raw: nc, release: sync.OnceFunc(release)}
+	switch below := nc.(type) {
+	case *net.TCPConn:
+		return &limitTCPConn{slot, tcpBelow{below}}
+	case *net.UnixConn:
+		return &limitUnixConn{slot, unixBelow{below}}
+	case *tls.Conn:
+		return &limitTLSConn{slot, tlsBelow{below}}
+	}
+	return &limitAnyConn{slot, connBelow{nc}}
+}
+
+type tlsBelow struct{ *tls.Conn }
+
+type (
+	limitTCPConn struct {
+		limitSlot
+		tcpBelow
+	}
+	limitUnixConn struct {
+		limitSlot
+		unixBelow
+	}
+	limitTLSConn struct {
+		limitSlot
+		tlsBelow
+	}
+	limitAnyConn struct {
+		limitSlot
+		connBelow
+	}
+)
+
+// ConnectionState makes the handshake first if it has not been made: net/http
+// asks a connection that it does not recognise as *tls.Conn before it reads.
+func (c *limitTLSConn) ConnectionState() tls.ConnectionState {
+	c.tlsBelow.Conn.Handshake() // its error comes again from Read
+	return c.tlsBelow.Conn.ConnectionState()
+}
+
+// A limitSlot hides a connection's Close.
+type limitSlot struct {
+	raw     net.Conn
+	release func()
+}
+
+func (s limitSlot) Close() error {
+	err := s.raw.Close()
+	s.release()
+	return err
+}
+
+// NetConn returns the connection without its limit.
+func (s limitSlot) NetConn() net.Conn { return s.raw }
+
+// A limiter hands out n slots.
+type limiter struct {
+	slots chan struct{} // holds a value for each slot that is taken
+}
+
+func newLimiter(n int) *limiter { return &limiter{make(chan struct{}, n)} }
+
+// acquire waits for a slot. It reports false if stop or closed is closed, or
+// the alarm goes off, first.
+func (l *limiter) acquire(stop, closed <-chan struct{}, alarm <-chan time.Time) bool {
+	select {
+	case <-closed: // before a slot that is free as well
+		return false
+	default:
+	}
+	select {
+	case l.slots <- struct{}{}:
+		return true
+	case <-stop:
+	case <-closed:
+	case <-alarm:
+	}
+	return false
+}
+
+func (l *limiter) tryAcquire() bool {
+	select {
+	case l.slots <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
+func (l *limiter) release() { <-l.slots }
+
+// releaser returns release, or nil for no limit.
+func (l *limiter) releaser() func() {
+	if l == nil {
+		return nil
+	}
+	return l.release
+}

@@ -1,0 +1,282 @@
+package graceful
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Listen is net.Listen for a socket that is going to be given to a Server or a
+// Listener, and to nobody else: a socket that this process opened and shares
+// with no other can be shut without losing the clients that have just
+// connected (see Server.OwnsListener). The network must be "tcp", "tcp4",
+// "tcp6" or "unix".
+//
+// The file of a unix socket is removed when the listener is closed, as
+// net.Listen's is, unless another socket has taken its place since.
+func Listen(network, addr string) (net.Listener, error) {
+	return listen(network, addr, false, 0)
+}
+
+// listen opens a listener of our own. A negative keepAlive turns TCP
+// keep-alive off, 0 leaves it to package net.
+func listen(network, addr string, reusePort bool, keepAlive time.Duration) (net.Listener, error) {
+	switch network {
+	case "tcp", "tcp4", "tcp6", "unix":
+	default:
+		return nil, fmt.Errorf("graceful: listen: %w", net.UnknownNetworkError(network))
+	}
+	lc := net.ListenConfig{KeepAlive: keepAlive}
+	if reusePort && network != "unix" {
+		if err := setReusePort(&lc); err != nil {
+			return nil, fmt.Errorf("graceful: listen on %s: %w", addr, err)
+		}
+	}
+	l, err := lc.Listen(context.Background(), network, addr)
+	if err != nil {
+		return nil, err
+	}
+	own := &ownListener{Listener: l}
+	if ul, ok := l.(*net.UnixListener); ok {
+		ul.SetUnlinkOnClose(false) // see removeFile
+		own.path = ul.Addr().String()
+		own.file, _ = os.Lstat(own.path)
+	}
+	return own, nil
+}
+
+// An ownListener is a socket that this process opened and shares with nobody.
+type ownListener struct {
+	net.Listener
+
+	// A unix socket's file, as it was when the socket was bound.
+	path string
+	file os.FileInfo // nil for others
+}
+
+// Close closes the socket.
+func (l *ownListener) Close() error {
+	l.removeFile()
+	return l.Listener.Close()
+}
+
+// removeFile removes a unix socket's file, if it is still this socket's.
+func (l *ownListener) removeFile() {
+	if l.file == nil {
+		return
+	}
+	if now, err := os.Lstat(l.path); err == nil && os.SameFile(now, l.file) {
+		os.Remove(l.path)
+	}
+}
+
+// A listener accepts connections, wraps them for the manager, and ceases to
+// accept without losing anyone: it stops admitting, empties the accept queue,
+// and closes then.
+//
+//	serving ── stop ──▶ emptying ── the queue is empty ──▶ closed
+//	   └─────────────── Close, a failing Accept ────────────▲
+type listener struct {
+	// Immutable once it serves.
+	m *manager
+	l net.Listener // what Accept is called on
+
+	original net.Listener  // what the caller handed in: l, or what it was taken from
+	owned    bool          // the socket may be told to admit nobody
+	reuse    bool          // a successor may have bound the same port
+	grace    time.Duration // how long the queue of a shut socket must be empty
+	limit    *limiter      // nil without limit
+	flags    uint32        // for its connections
+	wrap     func(nc net.Conn, release func()) (net.Conn, *conn)
+
+	// queued reports whether a connection waits to be accepted, and whether
+	// that can be known. Tests replace it.
+	queued func(net.Listener) (waits, known bool)
+
+	last     atomic.Int64 // when the last connection was accepted, since m.began
+	shut     atomic.Bool  // the socket admits nobody any more
+	stopping chan struct{}
+	closed   chan struct{}
+
+	stopOnce, closeOnce sync.Once
+	closeErr            error
+
+	// Owned by Accept:
+	tried bool // once more, after the queue was found empty
+}
+
+func newListener(m *manager, l net.Listener, limit *limiter) *listener {
+	return &listener{
+		m: m, l: l, limit: limit,
+		queued:   acceptQueued,
+		stopping: make(chan struct{}),
+		closed:   make(chan struct{}),
+	}
+}
+
+// Addr returns the address that the listener is bound to.
+func (l *listener) Addr() net.Addr { return l.l.Addr() }
+
+// Accept returns the next connection, wrapped. At the end of accepting it
+// returns an error that wraps net.ErrClosed; timeouts of its own making stay
+// inside, for net/http would try again.
+func (l *listener) Accept() (net.Conn, error) {
+	if l.limit != nil && !l.slot() {
+		return nil, l.ended()
+	}
+	for {
+		nc, err := l.l.Accept()
+		if err == nil {
+			l.accepted()
+			wrapped, c := l.wrap(nc, l.limit.releaser())
+			if !l.m.added(c) {
+				c.cut()
+				return nil, l.ended()
+			}
+			return wrapped, nil
+		}
+		if isStopping(l.stopping) && isTimeout(err) && l.more() {
+			continue
+		}
+		if l.limit != nil {
+			l.limit.release()
+		}
+		if isStopping(l.stopping) || isStopping(l.closed) {
+			return nil, l.ended()
+		}
+		return nil, err
+	}
+}
+
+// ended closes the listener and returns what Accept says then.
+func (l *listener) ended() error {
+	l.Close()
+	return &net.OpError{Op: "accept", Net: l.Addr().Network(), Addr: l.Addr(), Err: net.ErrClosed}
+}
+
+// slot waits for a place in the limit. While the queue is being emptied it
+// does so only as long as somebody is waiting for that place.
+func (l *listener) slot() bool {
+	if l.limit.acquire(l.stopping, l.closed, nil) {
+		return true
+	}
+	for !isStopping(l.closed) {
+		wait := l.window()
+		if waits, known := l.queued(l.l); wait <= 0 && (!waits || !known) {
+			return l.limit.tryAcquire()
+		}
+		var alarm <-chan time.Time // nil: who waits in the queue, stays there
+		if wait > 0 {
+			t := time.NewTimer(wait)
+			defer t.Stop()
+			alarm = t.C
+		}
+		if l.limit.acquire(nil, l.closed, alarm) {
+			return true
+		}
+	}
+	return false
+}
+
+// window returns how long the quiet window of the queue still is. A socket
+// that goes on admitting has none: the sooner it is closed, the fewer are
+// lost.
+func (l *listener) window() time.Duration {
+	if !l.shut.Load() {
+		return 0
+	}
+	return time.Duration(l.last.Load()) + l.grace - time.Since(l.m.began)
+}
+
+func (l *listener) accepted() {
+	l.last.Store(int64(time.Since(l.m.began)))
+	l.tried = false
+	if isStopping(l.stopping) {
+		l.setDeadline(l.window())
+	}
+}
+
+// more decides, when the deadline of emptying has passed, whether there is
+// more to come, and sets the next deadline.
+func (l *listener) more() bool {
+	if wait := l.window(); wait > 0 {
+		return l.setDeadline(wait)
+	}
+	waits, known := l.queued(l.l)
+	switch {
+	case waits:
+		// It is there already. The deadline only has to be in the future,
+		// for package net looks at it first.
+		return l.setDeadline(time.Second)
+	case !known && !l.tried:
+		l.tried = true
+		return l.setDeadline(10 * time.Millisecond)
+	}
+	return false
+}
+
+// setDeadline makes Accept return after wait, and reports whether it can.
+func (l *listener) setDeadline(wait time.Duration) bool {
+	d, ok := bareListener(l.l).(interface{ SetDeadline(time.Time) error })
+	if !ok {
+		return false
+	}
+	t := aLongTimeAgo
+	if wait > 0 {
+		t = time.Now().Add(wait)
+	}
+	return d.SetDeadline(t) == nil
+}
+
+// stop begins to end accepting, and doesn't wait for it: a socket that is
+// ours alone admits nobody from here on and is closed when its queue has been
+// empty for the quiet window, any other once its queue is empty, and one
+// without deadlines at once.
+func (l *listener) stop() {
+	l.stopOnce.Do(func() {
+		if own, ok := l.l.(*ownListener); ok {
+			own.removeFile()
+		}
+		if _, unix := l.l.(*net.UnixListener); l.owned && !unix {
+			l.shut.Store(stopAdmitting(bareListener(l.l), l.reuse))
+		}
+		close(l.stopping)
+		if !l.setDeadline(0) {
+			l.Close()
+		}
+	})
+}
+
+// Close closes the listener. Further calls return what the first returned.
+func (l *listener) Close() error {
+	l.closeOnce.Do(func() {
+		close(l.closed)
+		l.closeErr = l.l.Close()
+	})
+	return l.closeErr
+}
+
+// bareListener returns the listener below one of our own.
+func bareListener(l net.Listener) net.Listener {
+	if own, ok := l.(*ownListener); ok {
+		return own.Listener
+	}
+	return l
+}
+
+// isStopping reports whether c, on which nothing is ever sent, is closed.
+func isStopping(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }

@@ -1,0 +1,193 @@
+package graceful_test
+
+import (
+	"flag"
+	"fmt"
+	"net/http"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/seed-121bbccf/graceful"
+	"github.com/seed-121bbccf/graceful/internal/traffic"
+)
+
+var (
+	stops   = flag.Int("stops", 0, "how often each server of TestNoLoss is stopped; 0 means 20, or 2 with -race")
+	clients = flag.Int("clients", 0, "how many clients are at it meanwhile; 0 means 64, or 12 with -race")
+	only    = flag.String("only", "", "play this kind of traffic in TestNoLoss and no other")
+	wide    = flag.Int("wide", 6, "how many kinds of traffic TestNoLoss plays at once")
+)
+
+// A lossCase is a kind of traffic, and what is done to the server under it.
+type lossCase struct {
+	kind      traffic.Kind
+	tls       bool
+	successor bool // binds the same port before the stop
+}
+
+func (c lossCase) String() string {
+	s := c.kind.Name
+	if c.tls {
+		s += "/tls"
+	}
+	if c.successor {
+		s += "/successor"
+	}
+	return s
+}
+
+func lossCases() []lossCase {
+	var cases []lossCase
+	for _, k := range traffic.Kinds() {
+		for _, tls := range []bool{false, true} {
+			for _, successor := range []bool{false, true} {
+				cases = append(cases, lossCase{k, tls, successor})
+			}
+		}
+	}
+	return cases
+}
+
+// TestNoLoss stops servers in full flow and counts what their clients lost.
+// That the clients can see a loss is theirs to prove: internal/traffic's tests
+// do, on servers made to lose, and so does BenchmarkLossOfNetHTTP.
+func TestNoLoss(t *testing.T) {
+	if *stops == 0 {
+		*stops = 20
+		if raceDetector {
+			*stops = 2
+		}
+	}
+	if *clients == 0 {
+		*clients = 64
+		if raceDetector {
+			*clients = 12
+		}
+	}
+	room := make(chan struct{}, *wide)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for _, c := range lossCases() {
+		if c.kind.Name == traffic.HTTP2Once.Name {
+			continue // needs the farewell in two steps: TestHTTP2NoLoss
+		}
+		if *only != "" && c.String() != *only {
+			continue
+		}
+		wg.Go(func() {
+			room <- struct{}{}
+			defer func() { <-room }()
+			began := time.Now()
+			res := playLoss(t, c, *stops)
+			if res == nil {
+				return
+			}
+			if res.LostCount() > res.Paused() {
+				t.Errorf("%v: %v %v", c, res, res.Errors)
+			}
+			if c.successor && res.RefusedCount() > 0 {
+				t.Errorf("%v: refused: %v %v", c, res, res.Errors)
+			}
+			// A SYN that is dropped is sent again after a second. Where half
+			// of all take their time, the machine is to blame.
+			if half := res.Latency(0, time.Hour, 0.5)[0]; c.successor && res.Slowest > time.Second && half < 100*time.Millisecond {
+				t.Errorf("%v: one waited for a second: %v %v", c, res, res.Errors)
+			}
+			if testing.Verbose() {
+				fmt.Printf("%-30v %6.2fs %v\n", c, time.Since(began).Seconds(), res)
+			}
+		})
+	}
+}
+
+// playLoss stops n servers, one after the other on one port, and returns what
+// happened to clients that were there all the time.
+func playLoss(t *testing.T, c lossCase, n int) *traffic.Result {
+	h := &traffic.Handler{Draining: graceful.Draining}
+	srv, addr := startServer(t, c, h, "127.0.0.1:0")
+	if srv == nil {
+		return nil
+	}
+	load := traffic.Load{
+		Addr: addr, Kind: c.kind, Clients: *clients, Conns: 8,
+		Redial: 5 * time.Millisecond, Work: time.Millisecond,
+		Window: graceOfServers,
+	}
+	if c.tls {
+		load.TLS = traffic.ClientTLS()
+	}
+	run, err := load.Start(t.Context())
+	if err != nil {
+		t.Error(err)
+		return nil
+	}
+	for i := range n {
+		// An idle client makes one request on each connection, and no more.
+		wait := func() error { return run.WaitMore(2 * *clients) }
+		if c.kind.Name == traffic.Idle.Name {
+			wait = func() error { return run.WaitSteady((i + 1) * *clients) }
+		}
+		if err := wait(); err != nil {
+			t.Error(c, err)
+			break
+		}
+		stopping := srv
+		if c.successor {
+			srv, _ = startServer(t, c, h, addr)
+		}
+		stopServer(t, c, stopping, i)
+		if !c.successor {
+			srv, _ = startServer(t, c, h, addr)
+		}
+		if srv == nil {
+			break
+		}
+	}
+	res := run.Stop()
+	if srv != nil {
+		srv.Close()
+	}
+	return res
+}
+
+// graceOfServers is the quiet window of the servers that are stopped.
+const graceOfServers = 300 * time.Millisecond
+
+// startServer starts a server for c.
+func startServer(t *testing.T, c lossCase, h http.Handler, addr string) (*graceful.Server, string) {
+	hs := &http.Server{Addr: addr, Handler: h, Protocols: new(http.Protocols)}
+	hs.Protocols.SetHTTP1(true)
+	hs.Protocols.SetHTTP2(true)
+	hs.Protocols.SetUnencryptedHTTP2(true)
+	if c.tls {
+		hs.TLSConfig = traffic.ServerTLS()
+	}
+	srv := &graceful.Server{
+		Server:           hs,
+		Timeout:          30 * time.Second,
+		IdleGrace:        graceOfServers,
+		ReusePort:        c.successor,
+		WaitHijacked:     true,
+		NoSignalHandling: true,
+	}
+	if os.Getenv("GRACEFUL_LOG") != "" {
+		srv.Logger = graceful.DefaultLogger()
+	}
+	if _, err := srv.Start(t.Context()); err != nil {
+		t.Error(c, err)
+		return nil, ""
+	}
+	return srv, srv.Addrs()[0].String()
+}
+
+func stopServer(t *testing.T, c lossCase, srv *graceful.Server, i int) {
+	began := time.Now()
+	if err := srv.Shutdown(t.Context()); err != nil {
+		t.Errorf("%v, stop %d: %v\n%v", c, i, err, srv.Report())
+	}
+	if r := srv.Report(); r.KillReason != "" || r.GaveUp > 0 {
+		t.Errorf("%v, stop %d took %v\n%v", c, i, time.Since(began), r)
+	}
+}

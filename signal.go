@@ -1,0 +1,173 @@
+package graceful
+
+import (
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// samePress is how long after a signal others count as the same one. A
+// terminal sends SIGINT to the whole process group, and a supervisor in that
+// group (go run, npm, a shell script) forwards it as well: one keypress, two
+// signals.
+const samePress = 250 * time.Millisecond
+
+// catchSignals catches SIGINT and SIGTERM until stop is called.
+//
+// The first signal calls initiate. Signals of either kind within samePress of
+// it are ignored. If initiate returned true, the next one lets go of the
+// signals and then calls kill, so that a third does what it does in any
+// program: it ends the process, also while kill blocks. If initiate returned
+// false (a veto), the next signal counts as a first one again.
+//
+// The callbacks run on goroutines of the catcher, one at a time. A signal that
+// arrives while initiate is still making up its mind is kept, with the time at
+// which it came, and looked at when initiate has returned.
+//
+// stop lets go of the signals and ends the catcher. It waits for no callback, so
+// it may be called from inside one, concurrently and more than once; a callback
+// that was due when stop was called may run after stop has returned.
+//
+// Several catchers in one process each get every signal. While a Group catches
+// signals it conducts: initiate is then called only once the Group's servers
+// drain, so that a server which the Group does not know as one of this package
+// serves on during its ShutdownDelay.
+//
+// The first signal.Notify of a process starts a goroutine that never ends: it
+// must not be made inside a testing/synctest bubble.
+func catchSignals(initiate func(os.Signal) bool, kill func(os.Signal)) (stop func()) {
+	done := make(chan struct{})
+	return catchSignalsUntil(done, func(sig os.Signal) bool {
+		return awaitConductors(done) && initiate(sig)
+	}, kill)
+}
+
+// catchSignalsUntil is catchSignals without conductors. stop closes done.
+func catchSignalsUntil(done chan struct{}, initiate func(os.Signal) bool, kill func(os.Signal)) (stop func()) {
+	// The buffer keeps a second signal that comes with the first; os/signal
+	// drops what does not fit, it does not wait.
+	c := make(chan os.Signal, 4)
+	signal.Notify(c, os.Interrupt, syscall.SIGTERM)
+	letGo := func() { signal.Stop(c) }
+	go watchSignals(c, done, initiate, func(sig os.Signal) {
+		letGo()
+		kill(sig)
+	})
+	return sync.OnceFunc(func() {
+		letGo()
+		close(done)
+	})
+}
+
+// conductors are the groups that catch signals and whose servers do not drain
+// yet: channels on which nothing is sent, closed when they do.
+var (
+	conductorsMu sync.Mutex // guards conductors
+	conductors   = make(map[chan struct{}]bool)
+)
+
+// conduct makes the catchers of the process wait until release is called, which
+// may be called more than once.
+func conduct() (release func()) {
+	c := make(chan struct{})
+	conductorsMu.Lock()
+	defer conductorsMu.Unlock()
+	conductors[c] = true
+	return sync.OnceFunc(func() {
+		conductorsMu.Lock()
+		defer conductorsMu.Unlock()
+		delete(conductors, c)
+		close(c)
+	})
+}
+
+// awaitConductors waits until nobody conducts, and reports whether that was so
+// before done was closed.
+func awaitConductors(done <-chan struct{}) bool {
+	for {
+		var c chan struct{}
+		conductorsMu.Lock()
+		for c = range conductors {
+			break
+		}
+		conductorsMu.Unlock()
+		if c == nil {
+			return true
+		}
+		select {
+		case <-c:
+		case <-done:
+			return false
+		}
+	}
+}
+
+// watchSignals plays catchSignals' rules on the signals from c until done is
+// closed or kill has been called.
+//
+//	waiting ──signal──▶ deciding ──true──▶ stopping ──signal──▶ kill
+//	   ▲                   │
+//	   └───────false───────┘
+func watchSignals(c <-chan os.Signal, done <-chan struct{}, initiate func(os.Signal) bool, kill func(os.Signal)) {
+	type press struct {
+		sig os.Signal
+		at  time.Time
+	}
+	var (
+		last     press     // the one that counted last
+		next     *press    // came while deciding, and is none of last's echoes
+		decision chan bool // what initiate said; nil unless deciding
+		stopping bool
+	)
+	decide := func(p press) {
+		last = p
+		// On a goroutine of its own, so that the time of a signal that comes
+		// meanwhile is known. The buffer lets it end when nobody listens.
+		ch := make(chan bool, 1)
+		decision = ch
+		go func() { ch <- initiate(p.sig) }()
+	}
+	stopped := func() bool {
+		select {
+		case <-done:
+			return true
+		default:
+			return false
+		}
+	}
+	for {
+		var p press
+		select {
+		case <-done:
+			return
+		case sig := <-c:
+			p = press{sig, time.Now()}
+			if last.sig != nil && p.at.Sub(last.at) <= samePress {
+				continue
+			}
+			if decision != nil {
+				if next == nil {
+					next = &p
+				}
+				continue
+			}
+		case stopping = <-decision:
+			decision = nil
+			if next == nil {
+				continue
+			}
+			p, next = *next, nil
+		}
+		// select picks at random among what is ready: done comes first.
+		if stopped() {
+			return
+		}
+		if stopping {
+			kill(p.sig)
+			return
+		}
+		decide(p)
+	}
+}

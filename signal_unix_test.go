@@ -1,0 +1,151 @@
+//go:build unix
+
+package graceful
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// signalChildEnv names the part that this test binary plays as a child.
+const signalChildEnv = "GRACEFUL_TEST_SIGNAL_CHILD"
+
+// TestSignalChild is not a test: it is what the child process of
+// TestCatchSignalsProcess runs.
+func TestSignalChild(t *testing.T) {
+	part := os.Getenv(signalChildEnv)
+	if part == "" || part == "conduct" {
+		t.Skip("only as a child process")
+	}
+	veto := part == "veto"
+	var stop func()
+	ready := make(chan struct{})
+	stop = catchSignals(func(sig os.Signal) bool {
+		<-ready
+		fmt.Println("initiate", sig)
+		if part == "stop inside" {
+			stop()
+			fmt.Println("stopped")
+		}
+		ok := !veto
+		veto = false
+		return ok
+	}, func(sig os.Signal) {
+		fmt.Println("kill", sig)
+		if part == "kill returns" {
+			os.Exit(7)
+		}
+		select {} // a kill that hangs must not keep a third signal off
+	})
+	if part == "stop outside" {
+		stop()
+	}
+	close(ready)
+	fmt.Println("ready")
+	time.Sleep(30 * time.Second) // the parent ends it long before
+}
+
+type signalStep struct {
+	sig  syscall.Signal
+	wait time.Duration // before it; -1 for an echo of the one before
+	want string        // the line to come, or none
+}
+
+func TestCatchSignalsProcess(t *testing.T) {
+	t.Parallel()
+	const (
+		INT  = syscall.SIGINT
+		TERM = syscall.SIGTERM
+	)
+	const later = samePress + 50*time.Millisecond
+	for _, tc := range []struct {
+		part  string
+		steps []signalStep
+		died  syscall.Signal // by the runtime's default
+		exit  int
+	}{
+		// The second within 250 ms is ignored, the next kills, and as that
+		// hangs the last one ends the process as if nothing had been caught.
+		{"kill hangs", []signalStep{
+			{TERM, 0, "initiate terminated"}, {INT, -1, ""}, {INT, later, "kill interrupt"}, {TERM, 0, ""},
+		}, TERM, 0},
+		{"kill returns", []signalStep{{INT, 0, "initiate interrupt"}, {TERM, later, "kill terminated"}}, 0, 7},
+		{"veto", []signalStep{
+			{INT, 0, "initiate interrupt"}, {TERM, later, "initiate terminated"},
+			{INT, later, "kill interrupt"}, {INT, 0, ""},
+		}, INT, 0},
+		{"stop inside", []signalStep{{TERM, 0, "initiate terminated"}, {0, 0, "stopped"}, {INT, 0, ""}}, INT, 0},
+		{"stop outside", []signalStep{{TERM, 0, ""}}, TERM, 0},
+	} {
+		t.Run(tc.part, func(t *testing.T) {
+			t.Parallel()
+			// A machine too busy to send the echo in time says nothing about
+			// the catcher: again.
+			for try := 1; !playSignals(t, tc.part, tc.steps, tc.died, tc.exit); try++ {
+				if try == 5 {
+					t.Skip("machine too slow for two signals within the window")
+				}
+			}
+		})
+	}
+}
+
+// playSignals runs one part in a child process. It reports whether the echoes
+// were sent in time to be some.
+func playSignals(t *testing.T, part string, steps []signalStep, died syscall.Signal, code int) bool {
+	cmd := exec.Command(os.Args[0], "-test.run=^TestSignalChild$")
+	cmd.Env = append(os.Environ(), signalChildEnv+"="+part)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Process.Kill()
+	lines := bufio.NewScanner(out)
+	next := func(want string) {
+		t.Helper()
+		if !lines.Scan() || lines.Text() != want {
+			t.Fatalf("child said %q, want %q (%v)", lines.Text(), want, lines.Err())
+		}
+	}
+	next("ready")
+	var sent time.Time
+	for _, s := range steps {
+		time.Sleep(s.wait)
+		if s.wait < 0 && time.Since(sent) > samePress/2 {
+			cmd.Process.Kill()
+			cmd.Wait()
+			return false
+		}
+		sent = time.Now()
+		if s.sig != 0 {
+			if err := cmd.Process.Signal(s.sig); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if s.want != "" {
+			next(s.want)
+		}
+	}
+	if lines.Scan() {
+		t.Errorf("child also said %q", lines.Text())
+	}
+	var exit *exec.ExitError
+	if err := cmd.Wait(); !errors.As(err, &exit) {
+		t.Fatalf("child ended with %v", err)
+	}
+	ws := exit.Sys().(syscall.WaitStatus)
+	if died != 0 && (!ws.Signaled() || ws.Signal() != died) || died == 0 && ws.ExitStatus() != code {
+		t.Errorf("child ended with %v, want signal %v, exit %d", exit, died, code)
+	}
+	return true
+}
