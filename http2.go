@@ -17,6 +17,10 @@ import (
 // limit, which it does not export.
 const http2PrefaceTimeout = 10 * time.Second
 
+// http2Patience is how long a client is given to acknowledge a PING: on a busy
+// machine, or far away, but alive.
+const http2Patience = 2 * time.Second
+
 // http2Config is what an http2Layer needs to know of its server.
 type http2Config struct {
 	// serveTLS says that the listener's connections are TLS by the server's
@@ -25,8 +29,9 @@ type http2Config struct {
 	serveTLS bool
 
 	// grace is the least time that a connection is given between the two
-	// GOAWAYs; negative is as 0.
-	grace time.Duration
+	// GOAWAYs, and patience the most that it is waited for if its client
+	// does not acknowledge the first.
+	grace, patience time.Duration
 
 	// connState is called for StateActive and StateIdle, with the connection
 	// that net/http accepted. It runs on HTTP/2's serve loop and must not
@@ -130,6 +135,14 @@ func (l *http2Layer) install(hs *http.Server) {
 	hs.TLSNextProto = protos
 }
 
+// setKeepAlivesEnabled is http.Server's: without keep-alives a connection ends
+// with its last stream.
+func (l *http2Layer) setKeepAlivesEnabled(v bool) {
+	if l != nil {
+		l.base.SetKeepAlivesEnabled(v)
+	}
+}
+
 // serveTLS serves a connection that has agreed on "h2" with ALPN. The entry
 // that takes any net.Conn wants the preface read.
 func (l *http2Layer) serveTLS(_ *http.Server, tc *tls.Conn, h http.Handler) {
@@ -227,8 +240,8 @@ func (l *http2Layer) announce() {
 }
 
 // finish sends the final GOAWAY as soon as every client has acknowledged the
-// first, and none has had less than the grace; but a client that is silent for
-// four times as long is not waited for. From then on a connection without
+// first, and none has had less than the grace or been silent for longer than
+// the patience. From then on a connection without
 // streams is closed when the client has been told. It does not block; it
 // implies announce.
 func (l *http2Layer) finish() {

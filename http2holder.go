@@ -95,7 +95,7 @@ func (h *http2Holder) schedule() {
 func (h *http2Holder) due() time.Duration {
 	wait := h.l.cfg.grace
 	if h.awaited > 0 {
-		wait *= 4
+		wait = max(wait, h.l.cfg.patience)
 	}
 	return wait - time.Since(h.newest)
 }
