@@ -91,6 +91,9 @@ func (s *Server) prepare() error {
 			connState: s.connState,
 			onOpen:    s.http2Opened,
 		})
+		if s.side.http2Plain == http2Disabled {
+			s.side.speaksHTTP2 = false
+		}
 		if s.side.http2Err != nil && wantsHTTP2(user, false) {
 			s.side.err = s.side.http2Err
 			return

@@ -21,6 +21,9 @@ const http2PrefaceTimeout = 10 * time.Second
 // machine, or far away, but alive.
 const http2Patience = 2 * time.Second
 
+// http2Disabled is why the layer has no place in a program without HTTP/2.
+const http2Disabled = "HTTP/2 is off by GODEBUG http2server=0, or the build"
+
 // http2Config is what an http2Layer needs to know of its server.
 type http2Config struct {
 	// serveTLS says that the listener's connections are TLS by the server's
@@ -87,7 +90,7 @@ func newHTTP2(user *http.Server, cfg http2Config) (l *http2Layer, plain string, 
 		return nil, "", err
 	}
 	if srv.TLSNextProto[protoHTTP2] == nil {
-		return nil, "HTTP/2 is off (GODEBUG http2server=0, or a build without it)", nil
+		return nil, http2Disabled, nil
 	}
 	if reason := http2Assumed(srv.TLSNextProto[protoUnencryptedHTTP2]); reason != "" {
 		return nil, reason, nil
