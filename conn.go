@@ -89,6 +89,10 @@ const (
 	// own (HTTP/2). What it reads between requests is not a request.
 	flagStreams
 
+	// flagLayered: it has flagStreams, and the layer that speaks the protocol
+	// ends it when it is idle.
+	flagLayered
+
 	// flagTLS: encrypted by a layer above; what is read are records.
 	flagTLS
 

@@ -24,6 +24,9 @@ type httpSide struct {
 	hs          *http.Server // serves; made from the caller's, which only configures
 	limit       *limiter     // nil without ListenLimit
 	speaksHTTP2 bool         // over TLS, where Protocols says nothing
+	http2       *http2Layer  // nil: HTTP/2 is as net/http makes it
+	http2Plain  string       // why so
+	http2Err    error        // what net/http's ServeTLS would return
 
 	health Health // in the place of a nil Server.Health
 
@@ -83,15 +86,31 @@ func (s *Server) prepare() error {
 		}
 		_, hasH2 := user.TLSNextProto["h2"]
 		s.side.speaksHTTP2 = user.TLSNextProto == nil || hasH2
+		s.side.http2, s.side.http2Plain, s.side.http2Err = newHTTP2(user, http2Config{
+			serveTLS:  true, // only Serve knows; the one error waits until then
+			grace:     s.idleGrace(),
+			patience:  http2Patience,
+			connState: s.connState,
+			onOpen:    s.http2Opened,
+		})
+		if s.side.http2Plain == http2Disabled {
+			s.side.speaksHTTP2 = false
+		}
+		if s.side.http2Err != nil && wantsHTTP2(user, false) {
+			s.side.err = s.side.http2Err
+			return
+		}
 		if user.TLSConfig != nil {
 			// net/http's Serve, which is never told of TLS here, sets HTTP/2
 			// up only for a configuration that names it.
 			hs.TLSConfig = s.withProtocols(user.TLSConfig)
 		}
+		s.side.http2.install(hs)
 		s.side.mu.Lock()
 		s.side.hs = hs
 		if s.side.noKeepAlives {
 			hs.SetKeepAlivesEnabled(false)
+			s.side.http2.setKeepAlivesEnabled(false)
 		}
 		s.side.mu.Unlock()
 		user.RegisterOnShutdown(func() { s.life.order("Shutdown of the http.Server", nil) })
@@ -297,6 +316,14 @@ func (s *Server) moved(nc net.Conn, c *conn, state http.ConnState) {
 	}
 }
 
+// http2Opened hears that nc has turned out to be HTTP/2. Who ends it when it is
+// idle is the layer.
+func (s *Server) http2Opened(nc net.Conn, _ *http2Conn) {
+	if c := s.connOf(nc); c != nil {
+		c.flags.Or(flagStreams | flagLayered)
+	}
+}
+
 // serveHTTP is the outermost handler.
 func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	h, _ := r.Context().Value(httpConnKey{}).(*httpConn)
@@ -431,6 +458,7 @@ func (p *httpProtocol) beginDrain() {
 	if s.Server != nil {
 		shutNow(s.Server)
 	}
+	s.side.http2.finish()
 }
 
 // shutHTTP says net/http's last word: answers that have not begun yet say
@@ -487,7 +515,13 @@ func (p *httpProtocol) finish(left int) string {
 			cancel(http.ErrServerClosed)
 		}
 	}
-	return ""
+	switch {
+	case s.side.http2 != nil:
+		return "GOAWAY in two steps"
+	case s.side.http2Plain != "":
+		return "as by net/http: " + s.side.http2Plain
+	}
+	return "" // nothing was ever served
 }
 
 // trackedListener returns the tracked listener below l.

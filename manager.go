@@ -326,6 +326,10 @@ func (d *drain) look(c *conn) {
 			d.quiet.push(waiting{c, w, w.since() + d.m.rules.grace})
 		}
 	case connIdle:
+		if c.has(flagLayered) {
+			settled = true
+			break
+		}
 		due := w.since() + d.m.rules.grace
 		if c.has(flagStreams) {
 			// It has been told to leave, when the drain began.

@@ -96,9 +96,3 @@ func testSecondLife(t *testing.T, ahead bool) {
 
 // trackedOf returns the only connection of srv.
 func trackedOf(srv *Server) *conn { return srv.life.m.conns()[0] }
-
-type noListener struct{}
-
-func (noListener) Accept() (net.Conn, error) { return nil, io.EOF }
-func (noListener) Close() error              { return nil }
-func (noListener) Addr() net.Addr            { return &net.TCPAddr{} }
