@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -147,6 +148,26 @@ func TestRequestTimeoutAborts(t *testing.T) {
 	}
 }
 
+// 101 is a status like any other, not an announcement of one.
+func TestRequestTimeoutAbortsSwitchedProtocol(t *testing.T) {
+	withBench(t, false, func(b *bench) {
+		end := make(chan struct{})
+		defer close(end)
+		b.serve(within(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Upgrade", "mine")
+			w.Header().Set("Connection", "upgrade")
+			w.WriteHeader(http.StatusSwitchingProtocols)
+			w.(http.Flusher).Flush()
+			<-end
+		}))
+		resp := b.get("/", "Upgrade", "mine", "Connection", "upgrade")
+		if body, _ := io.ReadAll(resp.Body); resp.StatusCode != 101 || len(body) > 0 {
+			b.Errorf("%s %q", resp.Status, body)
+		}
+		b.elapsed(limit)
+	})
+}
+
 func TestRequestTimeoutParameter(t *testing.T) {
 	for query, want := range map[string]time.Duration{
 		"":                           limit,
@@ -211,10 +232,15 @@ func TestRequestTimeoutDefaults(t *testing.T) {
 func TestRequestTimeoutReceived(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
+		var runs atomic.Int32
 		h := (&graceful.RequestTimeout{
 			Max:      limit,
 			Received: func(*http.Request) time.Time { return start },
-		}).Handler(handlerFunc(func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done(); time.Sleep(time.Nanosecond) }))
+		}).Handler(handlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			runs.Add(1)
+			<-r.Context().Done()
+			time.Sleep(time.Nanosecond)
+		}))
 		time.Sleep(limit / 2)
 		for range 2 { // the second has waited too long to be begun
 			w := httptest.NewRecorder()
@@ -224,6 +250,9 @@ func TestRequestTimeoutReceived(t *testing.T) {
 			}
 		}
 		time.Sleep(time.Nanosecond)
+		if n := runs.Load(); n != 1 {
+			t.Errorf("the handler ran %d times", n)
+		}
 	})
 }
 

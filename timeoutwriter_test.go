@@ -59,6 +59,42 @@ func TestRequestTimeoutBlockedRead(t *testing.T) {
 	}
 }
 
+// The same when the response has begun: net/http reads the request, unless
+// told not to, before the first byte of the response, and again before it
+// closes the connection.
+func TestRequestTimeoutBlockedReadAborts(t *testing.T) {
+	for name, begin := range map[string]func(w http.ResponseWriter){
+		"HalfDuplex": func(w http.ResponseWriter) {},
+		"FullDuplex": func(w http.ResponseWriter) { http.NewResponseController(w).EnableFullDuplex() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			withBench(t, false, func(b *bench) {
+				b.serve(within(func(w http.ResponseWriter, r *http.Request) {
+					begin(w)
+					io.WriteString(w, "half")
+					w.(http.Flusher).Flush()
+					<-r.Context().Done()
+					time.Sleep(time.Nanosecond)
+				}))
+				conn, err := b.l.dial()
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer conn.Close()
+				io.WriteString(conn, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\na part")
+				resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+				if err == nil {
+					_, err = io.ReadAll(resp.Body)
+				}
+				if err == nil {
+					b.Error("no error")
+				}
+				b.elapsed(limit)
+			})
+		})
+	}
+}
+
 // A connection whose request was not read to its end is not used again, and
 // the rest of the request is read for half a second, but no longer.
 func TestRequestTimeoutLingers(t *testing.T) {
@@ -256,27 +292,36 @@ func TestRequestTimeoutInformational(t *testing.T) {
 
 // There trailers are lost.
 func TestRequestTimeoutTrailers(t *testing.T) {
-	bothProtocols(t, func(b *bench) {
-		b.serve(within(func(w http.ResponseWriter, r *http.Request) {
-			h := w.Header()
-			h.Set("Trailer", "Declared")
-			io.Copy(io.Discard, r.Body)
-			io.WriteString(w, "body")
-			h.Set("Declared", r.Trailer.Get("Asked"))
-			h.Set(http.TrailerPrefix+"Undeclared", "two")
-			w.Header().Set("Late", "yes")
-		}))
-		req := b.request("POST", "/", struct{ io.Reader }{strings.NewReader("body")})
-		req.Trailer = http.Header{"Asked": {"one"}}
-		resp := b.do(req)
-		b.body(resp)
-		if diff := cmp.Diff(http.Header{"Declared": {"one"}, "Undeclared": {"two"}}, resp.Trailer); diff != "" {
-			b.Error(diff)
-		}
-		if _, ok := resp.Header["Late"]; ok {
-			b.Error(resp.Header)
-		}
-	})
+	for name, set := range map[string]func(h http.Header, value string){
+		"Declared":   func(h http.Header, value string) { h.Set("Declared", value) },
+		"Undeclared": func(h http.Header, value string) { h.Set(http.TrailerPrefix+"Undeclared", value) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			bothProtocols(t, func(b *bench) {
+				b.serve(within(func(w http.ResponseWriter, r *http.Request) {
+					h := w.Header()
+					if name == "Declared" {
+						h.Set("Trailer", name)
+					}
+					io.Copy(io.Discard, r.Body)
+					io.WriteString(w, "body")
+					w.(http.Flusher).Flush()
+					set(h, r.Trailer.Get("Asked"))
+					w.Header().Set("Late", "yes")
+				}))
+				req := b.request("POST", "/", struct{ io.Reader }{strings.NewReader("body")})
+				req.Trailer = http.Header{"Asked": {"one"}}
+				resp := b.do(req)
+				b.body(resp)
+				if diff := cmp.Diff(http.Header{name: {"one"}}, resp.Trailer); diff != "" {
+					b.Error(diff)
+				}
+				if _, ok := resp.Header["Late"]; ok {
+					b.Error(resp.Header)
+				}
+			})
+		})
+	}
 }
 
 // net/http puts trailers that were not announced into its own *Request.
@@ -308,6 +353,7 @@ func TestRequestTimeoutLateDeadline(t *testing.T) {
 		late, set := make(chan struct{}), make(chan struct{})
 		b.serve(within(func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/late" {
+				io.Copy(io.Discard, r.Body)
 				<-late
 				rc := http.NewResponseController(w)
 				rc.SetReadDeadline(time.Now())
@@ -320,7 +366,7 @@ func TestRequestTimeoutLateDeadline(t *testing.T) {
 			time.Sleep(time.Second)
 			io.WriteString(w, "undisturbed")
 		}))
-		resp := b.get("/late")
+		resp := b.do(b.request("POST", "/late", strings.NewReader("read to its end")))
 		b.body(resp)
 		if resp.StatusCode != 504 || resp.Close {
 			b.Error(resp.Status, resp.Close)
@@ -611,7 +657,7 @@ func TestRequestTimeoutServerInterfaces(t *testing.T) {
 			outside = can(w)
 			h.ServeHTTP(w, r)
 		}))
-		b.get("/")
+		b.body(b.get("/"))
 	})
 }
 
@@ -619,6 +665,7 @@ func TestRequestTimeoutServerInterfaces(t *testing.T) {
 type plainWriter struct{ http.ResponseWriter }
 
 func TestRequestTimeoutNotSupported(t *testing.T) {
+	rec := httptest.NewRecorder()
 	within(func(w http.ResponseWriter, r *http.Request) {
 		rc := http.NewResponseController(w)
 		_, _, hijack := rc.Hijack()
@@ -634,7 +681,10 @@ func TestRequestTimeoutNotSupported(t *testing.T) {
 			}
 		}
 		w.Header().Set("Still", "open") // Flush has fixed nothing
-	}).ServeHTTP(plainWriter{httptest.NewRecorder()}, httptest.NewRequest("GET", "/", nil))
+	}).ServeHTTP(plainWriter{rec}, httptest.NewRequest("GET", "/", nil))
+	if rec.Header().Get("Still") == "" {
+		t.Error("a Flush that is not supported has fixed the header")
+	}
 }
 
 // hidingWriter shows net/http's writer only through Unwrap.
@@ -789,6 +839,8 @@ func (s readFromSpy) ReadFrom(src io.Reader) (int64, error) {
 // An HTTP/1.0 answer ends with its connection: there the abort must be an
 // error, not an end.
 func TestRequestTimeoutResetsHTTP10(t *testing.T) {
+	end := make(chan struct{})
+	defer close(end)
 	srv := httptest.NewServer((&graceful.RequestTimeout{Max: 50 * time.Millisecond}).Handler(handlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		io.WriteString(w, "half")
 		w.(http.Flusher).Flush()
