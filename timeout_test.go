@@ -157,12 +157,41 @@ func TestRequestTimeoutAbortsSwitchedProtocol(t *testing.T) {
 			w.Header().Set("Upgrade", "mine")
 			w.Header().Set("Connection", "upgrade")
 			w.WriteHeader(http.StatusSwitchingProtocols)
-			w.(http.Flusher).Flush()
 			<-end
 		}))
-		resp := b.get("/", "Upgrade", "mine", "Connection", "upgrade")
-		if body, _ := io.ReadAll(resp.Body); resp.StatusCode != 101 || len(body) > 0 {
-			b.Errorf("%s %q", resp.Status, body)
+		resp, err := b.client.Do(b.request("GET", "/", nil, "Upgrade", "mine", "Connection", "upgrade"))
+		if err == nil {
+			b.Error(resp.Status)
+		}
+		b.elapsed(limit)
+		if b.log.String() != "" { // of a second status
+			b.Error(b.log)
+		}
+	})
+}
+
+// Hijack flushes, and that may block.
+func TestRequestTimeoutBlockedHijack(t *testing.T) {
+	withBench(t, false, func(b *bench) {
+		over := make(chan any, 1)
+		h := within(func(w http.ResponseWriter, r *http.Request) {
+			io.WriteString(w, "half")
+			if _, _, err := w.(http.Hijacker).Hijack(); err != http.ErrHandlerTimeout {
+				b.Error(err)
+			}
+		})
+		b.serve(handlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			defer func() { v := recover(); over <- v; panic(v) }()
+			h.ServeHTTP(w, r)
+		}))
+		conn, err := b.l.dial()
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer conn.Close()
+		io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n") // and read nothing
+		if v := <-over; v != http.ErrAbortHandler {
+			b.Errorf("panic %v", v)
 		}
 		b.elapsed(limit)
 	})
