@@ -840,12 +840,11 @@ func (s readFromSpy) ReadFrom(src io.Reader) (int64, error) {
 // error, not an end.
 func TestRequestTimeoutResetsHTTP10(t *testing.T) {
 	end := make(chan struct{})
-	defer close(end)
+	defer close(end) // a handler that ends by itself might be in time
 	srv := httptest.NewServer((&graceful.RequestTimeout{Max: 50 * time.Millisecond}).Handler(handlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		io.WriteString(w, "half")
 		w.(http.Flusher).Flush()
-		<-r.Context().Done()
-		time.Sleep(time.Millisecond)
+		<-end
 	})))
 	defer srv.Close()
 	conn, err := net.Dial("tcp", srv.Listener.Addr().String())
