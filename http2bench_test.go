@@ -9,11 +9,11 @@ import (
 	"testing"
 )
 
-// BenchmarkHTTP2 has net/http's HTTP/2 beside the layer's. A difference of a
+// BenchmarkHTTP2Layer has net/http's HTTP/2 beside the layer's. A difference of a
 // percent needs many alternating runs on a quiet machine:
 //
-//	go test -run '^$' -bench 'HTTP2/' -count 20 . | benchstat -col /server -
-func BenchmarkHTTP2(b *testing.B) {
+//	go test -run '^$' -bench 'HTTP2Layer/' -count 20 . | benchstat -col /server -
+func BenchmarkHTTP2Layer(b *testing.B) {
 	for _, size := range []int{100, 1 << 20} {
 		body := bytes.Repeat([]byte{'x'}, size)
 		user := func() *http.Server {
@@ -90,7 +90,7 @@ func newH2Exchange() (c *http2Conn, response, buf []byte) {
 }
 
 // BenchmarkHTTP2Follower is what the follower adds to one request: compare with
-// an operation of BenchmarkHTTP2.
+// an operation of BenchmarkHTTP2Layer.
 func BenchmarkHTTP2Follower(b *testing.B) {
 	c, response, buf := newH2Exchange()
 	b.ReportAllocs()
