@@ -301,7 +301,7 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 			// Before the handler runs, for its header may go out at any
 			// moment after that.
 			w.Header().Set("Connection", "close")
-			h.c.flags.Or(flagFarewell)
+			h.c.sayFarewell()
 		}
 		h.req.Store(r)
 		s.handle(w, r)
