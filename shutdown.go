@@ -76,13 +76,12 @@ func (s *Server) RegisterOnShutdown(f func()) {
 // connections on the spot, and with them requests on their way: a shutdown
 // doesn't need it.
 func (s *Server) SetKeepAlivesEnabled(v bool) {
-	s.init()
-	s.Server.SetKeepAlivesEnabled(v)
 	s.side.mu.Lock()
 	defer s.side.mu.Unlock()
 	s.side.noKeepAlives = !v
 	if s.side.hs != nil {
 		s.side.hs.SetKeepAlivesEnabled(v)
+		s.side.http2.setKeepAlivesEnabled(v)
 	}
 }
 
