@@ -495,6 +495,7 @@ func (a *actor) activate(streams, farewell bool) {
 	}
 	a.c.setState(connActive)
 	if farewell {
+		synctest.Wait() // the manager has looked at it
 		a.c.sayFarewell()
 	}
 	if !streams {
