@@ -8,6 +8,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // A connection that fell idle after Patience used to wait behind one that had
@@ -259,12 +261,7 @@ func TestWaitList(t *testing.T) {
 		got = append(got, e.due)
 	}
 	want := []time.Duration{0, 2, 3, 4, 5, 7, 9}
-	if len(got) != len(want) {
-		t.Fatalf("%v; want %v", got, want)
-	}
-	for i := range got {
-		if got[i] != want[i] {
-			t.Fatalf("%v; want %v", got, want)
-		}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
 	}
 }
