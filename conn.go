@@ -293,6 +293,14 @@ func (c *conn) setState(to connState) {
 	c.m.changed(c, to)
 }
 
+// sayFarewell notes that the peer is told that the answer in progress is the
+// last. That it may be the last connection that had to be told, the manager
+// hears at once: when it saw the connection become active, it had not been.
+func (c *conn) sayFarewell() {
+	c.flags.Or(flagFarewell)
+	c.m.changed(c, connActive)
+}
+
 // end tells a connection that was found in state w, new or idle, to end. It
 // reports whether it did: not if bytes are waiting to be read, and not if the
 // state has changed since, in which case the manager hears of it.
