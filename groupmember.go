@@ -35,9 +35,10 @@ type GroupMember interface {
 	// beginDelay is called once, at the first moment of the group's shutdown,
 	// and returns at once. The member enters the delaying phase with no end of
 	// its own: unready, Draining closed, Connection: close on HTTP/1
-	// responses, everything still served until Shutdown is called. It also
-	// comes when the member is already stopped, or has not begun to serve:
-	// then it does nothing, or is remembered.
+	// responses, everything still served until Shutdown is called. It does
+	// not come to a member that was not started. It also comes when the
+	// member is already stopped, or its serve function has not begun to
+	// serve: then it does nothing, or is remembered.
 	beginDelay()
 
 	// isReady reports whether the member's ready handler would say 200. It

@@ -53,7 +53,9 @@ func (g *Group) run(release func()) {
 	<-g.begun
 	g.logf("shutdown initiated: %s", g.reason)
 	for _, t := range g.servers {
-		if t.member != nil {
+		// One that did not start is not shut down either, and a delay that
+		// it began would have no end.
+		if t.member != nil && t.started {
 			t.member.beginDelay()
 		}
 	}

@@ -394,6 +394,8 @@ func shutNow(hs *http.Server) {
 	hs.Shutdown(ctx)
 }
 
+func (p *httpProtocol) beforeDrain() {}
+
 func (p *httpProtocol) beginKill() {
 	s := p.server()
 	s.side.mu.Lock()

@@ -31,6 +31,11 @@ type protocol interface {
 	beforeShutdown() bool
 
 	beginDelay() // the first moment of the shutdown
+
+	// beforeDrain comes in PhaseDraining, when no connection has been told to
+	// end yet.
+	beforeDrain()
+
 	beginDrain() // the listeners have been told to stop
 	beginKill()  // before any connection is closed
 
@@ -372,6 +377,7 @@ func (lc *lifecycle) drain(m *manager, listeners []*listener) {
 		lc.report.Start = statsOf(c, PhaseDraining, lc.p.streams())
 		lc.mu.Unlock()
 	}
+	lc.p.beforeDrain()
 	m.signal(m.begin)
 	for _, l := range listeners {
 		l.stop()

@@ -100,14 +100,12 @@ type listener struct {
 
 	last     atomic.Int64 // when the last connection was accepted, since m.began
 	shut     atomic.Bool  // the socket admits nobody any more
+	tried    atomic.Bool  // once more, after the queue was found empty
 	stopping chan struct{}
 	closed   chan struct{}
 
 	stopOnce, closeOnce sync.Once
 	closeErr            error
-
-	// Owned by Accept:
-	tried bool // once more, after the queue was found empty
 }
 
 func newListener(m *manager, l net.Listener, limit *limiter) *listener {
@@ -195,7 +193,9 @@ func (l *listener) window() time.Duration {
 
 func (l *listener) accepted() {
 	l.last.Store(int64(time.Since(l.m.began)))
-	l.tried = false
+	if l.tried.Load() {
+		l.tried.Store(false)
+	}
 	if isStopping(l.stopping) {
 		l.setDeadline(l.window())
 	}
@@ -213,8 +213,8 @@ func (l *listener) more() bool {
 		// It is there already. The deadline only has to be in the future,
 		// for package net looks at it first.
 		return l.setDeadline(time.Second)
-	case !known && !l.tried:
-		l.tried = true
+	case !known && !l.tried.Load():
+		l.tried.Store(true)
 		return l.setDeadline(10 * time.Millisecond)
 	}
 	return false

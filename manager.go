@@ -183,6 +183,7 @@ type drain struct {
 	quiet waitList // new and idle ones, by when their quiet window ends
 	half  waitList // receiving ones, by when they are given up
 	slow  waitList // active ones, by when their answer is taken to be long in coming
+	hasty waitList // idle ones, once patience is over; due at once
 
 	hurry bool // patience is over
 
@@ -326,9 +327,10 @@ func (d *drain) look(c *conn) {
 			due = max(due, d.begin+d.m.rules.grace)
 		}
 		if d.hurry {
-			due = 0
+			d.hasty.push(waiting{c, w, 0}) // not behind new ones in quiet
+		} else {
+			d.quiet.push(waiting{c, w, due})
 		}
-		d.quiet.push(waiting{c, w, due})
 		settled = c.has(flagStreams)
 	case connReceiving:
 		wait := d.m.rules.half
@@ -435,7 +437,7 @@ func (d *drain) due() {
 			}
 		})
 	}
-	for _, list := range []*waitList{&d.quiet, &d.half, &d.slow} {
+	for _, list := range []*waitList{&d.quiet, &d.half, &d.slow, &d.hasty} {
 		for {
 			e, ok := list.popUntil(now)
 			if !ok {
@@ -464,7 +466,7 @@ func (d *drain) due() {
 // setAlarm sets the timer to the earliest time at which something is due.
 func (d *drain) setAlarm(alarm *time.Timer) {
 	next, ok := d.quiet.next()
-	for _, list := range []*waitList{&d.half, &d.slow} {
+	for _, list := range []*waitList{&d.half, &d.slow, &d.hasty} {
 		if due, has := list.next(); has && (!ok || due < next) {
 			next, ok = due, true
 		}
