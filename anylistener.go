@@ -63,10 +63,9 @@ type Listener struct {
 	// connection is idle: at once, or else at its first idle moment, for in
 	// the middle of a command the farewell would be taken for the answer.
 	//
-	// The connection is in use until OnDrain returns, and is closed after its
-	// quiet window from then on. What OnDrain writes to it does not count as
-	// an answer. It gets the connection below a TLS that the server lays over
-	// it.
+	// The connection is in use until OnDrain returns, and its quiet window
+	// counts from then on. What OnDrain writes to it does not count as an
+	// answer. It gets the connection below a TLS that the server lays over it.
 	OnDrain func(net.Conn)
 
 	// OwnsListener is as in Server.
@@ -356,9 +355,9 @@ func (p *anyProtocol) beginDrain() {
 // with a connection; one that does not come back must not keep the shutdown
 // from ending.
 func (l *Listener) watchAccept() {
-	tick := time.NewTicker(max(graceOf(l.IdleGrace), 10*time.Millisecond))
+	tick := time.NewTicker(max(graceOf(l.IdleGrace)/2, 10*time.Millisecond))
 	defer tick.Stop()
-	seen := l.calls.Load()
+	seen, idle := l.calls.Load(), false
 	for {
 		select {
 		case <-tick.C:
@@ -367,8 +366,11 @@ func (l *Listener) watchAccept() {
 		case <-l.life.stopped:
 			return
 		}
-		calls := l.calls.Load()
-		if calls == seen && l.accepting.Load() == 0 && l.life.stats().Open() == 0 {
+		// Once is not enough: it may be on its way from a connection that
+		// has just ended to Accept.
+		calls, was := l.calls.Load(), idle
+		idle = calls == seen && l.accepting.Load() == 0 && l.life.stats().Open() == 0
+		if idle && was {
 			l.life.release(l.tl)
 			return
 		}
