@@ -35,7 +35,7 @@ func TestListenerChild(t *testing.T) {
 	s := (&lineServer{}).start(l)
 	fmt.Println(l.Addr())
 	<-l.Done()
-	s.wait()
+	<-s.done // its connections may be at work on what was killed
 	r := l.Report()
 	fmt.Printf("%s; %s; %d killed\n", r.Reason, r.KillReason, len(r.Killed))
 	os.Exit(3)
@@ -77,7 +77,7 @@ func TestListenerSignals(t *testing.T) {
 			c.ask(t, "x")
 			work := "wait 400ms"
 			if tc.second {
-				work = "wait 1s"
+				work = "wait 1m"
 			}
 			c.say(t, work+"\n")
 			// The command has to be there when the signal comes.
