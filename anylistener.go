@@ -332,16 +332,17 @@ func (p *anyProtocol) finish(int) string     { return "" }
 func (p *anyProtocol) requests(any) []string { return nil }
 func (p *anyProtocol) streams() int          { return 0 }
 
-// beforeDrain says farewell to the connections that are idle, before the
+// finishRequests says farewell to the connections that are idle, before the
 // manager ends those that have been so for long. Those that are not in its
 // list yet have not been read, and will find the phase when they are.
-func (p *anyProtocol) beforeDrain() {
+func (p *anyProtocol) finishRequests(context.Context) <-chan struct{} {
 	if p.OnDrain == nil {
-		return
+		return nil
 	}
 	for _, c := range p.life.openConns() {
 		c.turns.part(c)
 	}
+	return nil
 }
 
 func (p *anyProtocol) beginDrain() {
