@@ -61,7 +61,8 @@ type Listener struct {
 	// has a farewell can say it (SMTP's 421, MQTT's DISCONNECT, a push of
 	// RESP). It is called once for each, on a goroutine of its own, when the
 	// connection is idle: at once, or else at its first idle moment, for in
-	// the middle of a command the farewell would be taken for the answer.
+	// the middle of a command the farewell would be taken for the answer. A
+	// command that crosses it on the wire is carried out and answered.
 	//
 	// The connection is in use until OnDrain returns, and its quiet window
 	// counts from then on. What OnDrain writes to it does not count as an

@@ -39,6 +39,7 @@ func TestListenerOnDrain(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		busy.say(t, "wait 3s\n")
+		synctest.Wait()
 		// It has connected, and nobody has accepted it when the drain begins.
 		late := newLineClient(ql.dial())
 		for _, c := range []*lineClient{quiet, busy} {

@@ -82,7 +82,8 @@ func (t *turns) part(c *conn) {
 func (t *turns) settleLocked(c *conn) {
 	is := c.load().state()
 	inUse := t.asked || t.writing > 0 || t.busy > 0
-	if !inUse && t.reading && t.farewell != nil && !t.said && is != connClosed && t.parting() {
+	if !inUse && t.reading && t.farewell != nil && !t.said && is != connClosed && t.parting() &&
+		pending(c.raw) == 0 { // bytes there are a command that is about to be read
 		t.said, inUse = true, true
 		t.busy++
 		go func() {
