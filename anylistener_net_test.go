@@ -329,6 +329,7 @@ func TestListenerNoLoss(t *testing.T) {
 				}
 			}
 			stop := start()
+			to := addr
 			over := make(chan struct{})
 			var mu sync.Mutex
 			acked := make(map[string]int)
@@ -339,7 +340,7 @@ func TestListenerNoLoss(t *testing.T) {
 				depth := []int{1, 1, 1, 8}[i%4]
 				pause := time.Duration(i%3) * 3 * time.Millisecond
 				clients.Go(func() {
-					n, w := counting(addr, key, depth, pause, over)
+					n, w := counting(to, key, depth, pause, over)
 					mu.Lock()
 					defer mu.Unlock()
 					acked[key] = n
