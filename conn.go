@@ -137,7 +137,8 @@ type conn struct {
 	info atomic.Value
 
 	// Owned by manager.run.
-	seen connState // when it was looked at last
+	seen   connState // when it was looked at last
+	gaveUp bool      // it was closed because it did not go on with a request
 }
 
 func (c *conn) load() connWord { return connWord(c.word.Load()) }

@@ -390,11 +390,11 @@ func (d *drain) leave(c *conn) bool {
 
 func (d *drain) forget(c *conn) {
 	delete(d.unsettled, c)
-	switch c.seen {
-	case connEnding:
+	switch {
+	case c.seen == connEnding:
 		d.count.ended++
-	case connReceiving:
-		d.count.gaveUp++ // or its peer did
+	case c.seen == connReceiving, c.gaveUp: // or its peer did
+		d.count.gaveUp++
 	default:
 		d.count.finished++
 	}
@@ -443,6 +443,7 @@ func (d *drain) due() {
 					delete(d.unsettled, e.c)
 				}
 			case connReceiving:
+				e.c.gaveUp = true
 				go e.c.cut()
 			default:
 				if e.c.end(e.w) {
