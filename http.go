@@ -19,9 +19,16 @@ type httpSide struct {
 
 	// Immutable after prepare.
 	err         error
+	handler     http.Handler // the caller's, and what Health and RetryAfter put around it
+	inflight    *InFlight    // nil without RetryAfter
 	hs          *http.Server // serves; made from the caller's, which only configures
 	limit       *limiter     // nil without ListenLimit
 	speaksHTTP2 bool         // over TLS, where Protocols says nothing
+	http2       *http2Layer  // nil: HTTP/2 is as net/http makes it
+	http2Plain  string       // why so
+	http2Err    error        // what net/http's ServeTLS would return
+
+	health Health // in the place of a nil Server.Health
 
 	// beside has the tracked connection for each *tls.Conn of a caller's
 	// listener.
@@ -53,6 +60,7 @@ func (s *Server) prepare() error {
 		if s.side.err = s.check(); s.side.err != nil {
 			return
 		}
+		s.side.handler = s.compose()
 		if s.ListenLimit > 0 {
 			s.side.limit = newLimiter(s.ListenLimit)
 		}
@@ -76,15 +84,33 @@ func (s *Server) prepare() error {
 			// serveHTTP answers "OPTIONS *", so that it says close as well.
 			DisableGeneralOptionsHandler: true,
 		}
-		if user.TLSConfig != nil {
-			hs.TLSConfig = user.TLSConfig.Clone()
-		}
 		_, hasH2 := user.TLSNextProto["h2"]
 		s.side.speaksHTTP2 = user.TLSNextProto == nil || hasH2
+		s.side.http2, s.side.http2Plain, s.side.http2Err = newHTTP2(user, http2Config{
+			serveTLS:  true, // only Serve knows; the one error waits until then
+			grace:     s.idleGrace(),
+			patience:  http2Patience,
+			connState: s.connState,
+			onOpen:    s.http2Opened,
+		})
+		if s.side.http2Plain == http2Disabled {
+			s.side.speaksHTTP2 = false
+		}
+		if s.side.http2Err != nil && wantsHTTP2(user, false) {
+			s.side.err = s.side.http2Err
+			return
+		}
+		if user.TLSConfig != nil {
+			// net/http's Serve, which is never told of TLS here, sets HTTP/2
+			// up only for a configuration that names it.
+			hs.TLSConfig = s.withProtocols(user.TLSConfig)
+		}
+		s.side.http2.install(hs)
 		s.side.mu.Lock()
 		s.side.hs = hs
 		if s.side.noKeepAlives {
 			hs.SetKeepAlivesEnabled(false)
+			s.side.http2.setKeepAlivesEnabled(false)
 		}
 		s.side.mu.Unlock()
 		user.RegisterOnShutdown(func() { s.life.order("Shutdown of the http.Server", nil) })
@@ -99,10 +125,30 @@ func (s *Server) check() error {
 		return fmt.Errorf("graceful: Server.Timeout is negative: %v", s.Timeout)
 	case s.ShutdownDelay < 0:
 		return fmt.Errorf("graceful: Server.ShutdownDelay is negative: %v", s.ShutdownDelay)
+	case s.RetryAfter < 0:
+		return fmt.Errorf("graceful: Server.RetryAfter is negative: %v", s.RetryAfter)
 	case s.ListenLimit < 0:
 		return fmt.Errorf("graceful: Server.ListenLimit is negative: %d", s.ListenLimit)
 	}
 	return nil
+}
+
+// compose returns the caller's handler with what the fields put around it.
+func (s *Server) compose() http.Handler {
+	h := s.Server.Handler
+	if h == nil {
+		h = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			http.DefaultServeMux.ServeHTTP(w, r) // which may be replaced
+		})
+	}
+	if s.Health != nil {
+		h = s.Health.Handler(h)
+	}
+	if s.RetryAfter > 0 {
+		s.side.inflight = &InFlight{RetryAfter: s.RetryAfter, ReleaseWindow: -1}
+		h = s.side.inflight.Handler(h)
+	}
+	return h
 }
 
 // defaultIdleGrace is the quiet window where none is configured.
@@ -145,6 +191,7 @@ type httpConn struct {
 	context.Context
 	c    *conn
 	user *http.Server
+	own  context.Context // what the caller's ConnContext made of it
 
 	// req is the request in progress, of HTTP/1.
 	req atomic.Pointer[http.Request]
@@ -188,11 +235,12 @@ func (s *Server) baseContext(l net.Listener) context.Context {
 func (s *Server) connContext(ctx context.Context, nc net.Conn) context.Context {
 	c := s.connOf(nc)
 	h := &httpConn{Context: ctx, c: c, user: s.Server}
-	c.info.Store(h)
+	h.own = h
 	if s.Server.ConnContext != nil {
-		return s.Server.ConnContext(h, originalConn(nc, c))
+		h.own = s.Server.ConnContext(h, originalConn(nc, c))
 	}
-	return h
+	c.info.Store(h)
+	return h.own
 }
 
 // connOf returns the tracked connection beneath or beside nc.
@@ -218,6 +266,16 @@ func (s *Server) connState(nc net.Conn, state http.ConnState) {
 	if c == nil {
 		return // of a TLSNextProto function that made a connection up
 	}
+	s.moved(nc, c, state)
+	if state == http.StateIdle && !c.has(flagStreams) && c.m.settled.Load() {
+		// The manager has heard that the connection is idle by now. Had it
+		// heard before it settled, it would not have.
+		s.serveOn(nc, c)
+	}
+}
+
+// moved hears that c, which net/http knows as nc, has changed its state.
+func (s *Server) moved(nc net.Conn, c *conn, state http.ConnState) {
 	switch state {
 	case http.StateNew:
 		if tc, ok := nc.(*tls.Conn); ok {
@@ -255,6 +313,14 @@ func (s *Server) connState(nc net.Conn, state http.ConnState) {
 			s.side.beside.Delete(nc)
 		}
 		c.gone()
+	}
+}
+
+// http2Opened hears that nc has turned out to be HTTP/2. Who ends it when it is
+// idle is the layer.
+func (s *Server) http2Opened(nc net.Conn, _ *http2Conn) {
+	if c := s.connOf(nc); c != nil {
+		c.flags.Or(flagStreams | flagLayered)
 	}
 }
 
@@ -308,16 +374,13 @@ func (h *httpConn) end(r *http.Request) {
 	delete(h.streams, r)
 }
 
-// handle calls the caller's handler, or what net/http has in its place.
+// handle calls the handler, or what net/http has in its place.
 func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
-	switch {
-	case r.RequestURI == "*" && r.Method == http.MethodOptions && !s.Server.DisableGeneralOptionsHandler:
+	if r.RequestURI == "*" && r.Method == http.MethodOptions && !s.Server.DisableGeneralOptionsHandler {
 		answerOptions(w, r)
-	case s.Server.Handler != nil:
-		s.Server.Handler.ServeHTTP(w, r)
-	default:
-		http.DefaultServeMux.ServeHTTP(w, r)
+		return
 	}
+	s.side.handler.ServeHTTP(w, r)
 }
 
 // answerOptions answers "OPTIONS *", which asks about the server as a whole,
@@ -359,6 +422,21 @@ func (p *httpProtocol) beforeShutdown() bool {
 
 func (p *httpProtocol) beginDelay() {
 	p.Interrupted = true
+	p.server().health().Shutdown()
+}
+
+// finishRequests refuses new requests until those in progress are answered.
+func (p *httpProtocol) finishRequests(ctx context.Context) <-chan struct{} {
+	f := p.side.inflight
+	if f == nil {
+		return nil
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f.WaitContext(ctx)
+	}()
+	return done
 }
 
 // beginDrain runs the functions that wait for it: those of the caller's
@@ -380,6 +458,7 @@ func (p *httpProtocol) beginDrain() {
 	if s.Server != nil {
 		shutNow(s.Server)
 	}
+	s.side.http2.finish()
 }
 
 // shutHTTP says net/http's last word: answers that have not begun yet say
@@ -436,7 +515,13 @@ func (p *httpProtocol) finish(left int) string {
 			cancel(http.ErrServerClosed)
 		}
 	}
-	return ""
+	switch {
+	case s.side.http2 != nil:
+		return "GOAWAY in two steps"
+	case s.side.http2Plain != "":
+		return "as by net/http: " + s.side.http2Plain
+	}
+	return "" // nothing was ever served
 }
 
 // trackedListener returns the tracked listener below l.

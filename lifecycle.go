@@ -34,6 +34,11 @@ type protocol interface {
 	beginDrain() // the listeners have been told to stop
 	beginKill()  // before any connection is closed
 
+	// finishRequests refuses new requests, and returns a channel that is
+	// closed when those in progress are answered or ctx ends; nil if the
+	// listeners are not to be kept open for that.
+	finishRequests(ctx context.Context) <-chan struct{}
+
 	// finish cleans up, and says how HTTP/2 clients were told to leave. left
 	// is how many hijacked connections were not waited for.
 	finish(left int) string
@@ -85,9 +90,13 @@ type lifecycle struct {
 	timeout   time.Duration
 	killed    string // why
 	letGo     func() // stops catching signals; nil if none are caught
-	report    Report
-	phaseAt   time.Time // when the phase began
-	closeErr  error     // the first error of closing a listener
+	joined    bool   // a Group has the signals and calls the delay
+
+	// hold keeps the delay from ending; nil if nothing does. No values sent.
+	hold     chan struct{}
+	report   Report
+	phaseAt  time.Time // when the phase began
+	closeErr error     // the first error of closing a listener
 }
 
 func (lc *lifecycle) init(p protocol) {
@@ -145,7 +154,12 @@ func (lc *lifecycle) admit(l *listener) bool {
 func (lc *lifecycle) release(l *listener) {
 	err := l.Close()
 	lc.mu.Lock()
-	lc.listeners = slices.DeleteFunc(lc.listeners, func(x *listener) bool { return x == l })
+	i := slices.Index(lc.listeners, l)
+	if i < 0 {
+		lc.mu.Unlock()
+		return // a second time
+	}
+	lc.listeners = slices.Delete(lc.listeners, i, i+1)
 	last := len(lc.listeners) == 0 && lc.Phase() >= PhaseDraining
 	if err != nil && lc.closeErr == nil && !errors.Is(err, net.ErrClosed) {
 		lc.closeErr = err
@@ -166,7 +180,7 @@ func (lc *lifecycle) release(l *listener) {
 func (lc *lifecycle) catch() {
 	lc.mu.Lock()
 	defer lc.mu.Unlock()
-	if lc.letGo != nil || lc.Phase() != PhaseServing {
+	if lc.letGo != nil || lc.joined || lc.Phase() != PhaseServing {
 		return
 	}
 	lc.letGo = catchSignals(
@@ -209,6 +223,40 @@ func (lc *lifecycle) order(reason string, timeout *time.Duration) {
 	lc.mu.Lock()
 	defer lc.mu.Unlock()
 	lc.setTimeoutLocked(timeout)
+	if lc.hold != nil {
+		close(lc.hold)
+		lc.hold = nil
+	}
+	lc.beginLocked(reason)
+}
+
+// join gives the signals and the delay to a Group. It panics if it is too late
+// for that.
+func (lc *lifecycle) join() {
+	lc.mu.Lock()
+	defer lc.mu.Unlock()
+	switch {
+	case lc.joined:
+		panic("graceful: Group.Add of what belongs to a Group already")
+	case lc.served || lc.Phase() != PhaseServing:
+		panic("graceful: Group.Add of what serves already, or has been stopped")
+	}
+	lc.joined = true
+}
+
+// beginHeld begins the shutdown with a delay that lasts until somebody else
+// orders the shutdown.
+func (lc *lifecycle) beginHeld(reason string) {
+	lc.mu.Lock()
+	defer lc.mu.Unlock()
+	if lc.Phase() == PhaseServing {
+		lc.hold = make(chan struct{})
+		lc.beginLocked(reason)
+	}
+}
+
+// beginLocked begins the shutdown, if none has begun.
+func (lc *lifecycle) beginLocked(reason string) {
 	if lc.Phase() != PhaseServing {
 		return
 	}
@@ -273,8 +321,17 @@ func (lc *lifecycle) shutDown(reason string) {
 	lc.p.beginDelay()
 
 	lc.mu.Lock()
-	delay := lc.cfg.delay
+	delay, hold := lc.cfg.delay, lc.hold
+	if lc.joined {
+		delay = 0
+	}
 	lc.mu.Unlock()
+	if hold != nil {
+		select {
+		case <-hold:
+		case <-lc.killing:
+		}
+	}
 	if delay > 0 {
 		lc.p.logf("still serving for %s, so that load balancers notice", round(delay))
 		t := time.NewTimer(delay)
@@ -314,12 +371,56 @@ func (lc *lifecycle) shutDown(reason string) {
 // drain waits until m has nothing left, and kills what is left when the time
 // is over.
 func (lc *lifecycle) drain(m *manager, listeners []*listener) {
-	// What was there is counted before the drain changes it.
 	if c, ok := m.count(); ok { // always: nobody has said sealed yet
 		lc.mu.Lock()
 		lc.report.Start = statsOf(c, PhaseDraining, lc.p.streams())
 		lc.mu.Unlock()
 	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	answering := lc.p.finishRequests(ctx)
+	if answering == nil {
+		lc.endAccepting(m, listeners)
+	}
+	lc.p.beginDrain()
+
+	timeout := drainTimer{began: time.Now()}
+	defer timeout.stop()
+	timeout.shorten(lc.currentTimeout())
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-answering:
+			answering = nil
+			lc.endAccepting(m, listeners)
+		case <-m.done:
+			lc.note(m.last)
+			return
+		case <-lc.newTimeout:
+			// A drain that is under way can be told to hurry, not to
+			// take longer.
+			timeout.shorten(lc.currentTimeout())
+		case <-timeout.c:
+			lc.kill(fmt.Sprintf("timeout, %s after draining began", round(time.Since(timeout.began))))
+		case <-lc.killing:
+			if answering != nil {
+				lc.endAccepting(m, listeners)
+			}
+			lc.killLeft(m)
+			return
+		case now := <-tick.C:
+			if c, ok := m.count(); ok {
+				lc.p.logf("%s; %s", statsOf(c, PhaseDraining, lc.p.streams()), timeout.left(now))
+				lc.note(c)
+			}
+		}
+	}
+}
+
+// endAccepting makes the manager drain and the listeners stop. What was there
+// before is counted before the drain changes it.
+func (lc *lifecycle) endAccepting(m *manager, listeners []*listener) {
 	m.signal(m.begin)
 	for _, l := range listeners {
 		l.stop()
@@ -328,75 +429,53 @@ func (lc *lifecycle) drain(m *manager, listeners []*listener) {
 	if len(listeners) == 0 {
 		m.signal(m.sealed)
 	}
-	lc.p.beginDrain()
-
-	began := time.Now()
-	timeout := lc.deadline(began)
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	var deadline *time.Timer
-	var over <-chan time.Time // nil: no deadline
-	setDeadline := func() {
-		if timeout.IsZero() {
-			return
-		}
-		if deadline == nil {
-			deadline = time.NewTimer(time.Until(timeout))
-			over = deadline.C
-			return
-		}
-		deadline.Reset(time.Until(timeout))
-	}
-	setDeadline()
-	defer func() {
-		if deadline != nil {
-			deadline.Stop()
-		}
-	}()
-	for {
-		select {
-		case <-m.done:
-			lc.note(m.last)
-			return
-		case <-lc.newTimeout:
-			// A drain that is under way can be told to hurry, not to
-			// take longer.
-			if t := lc.deadline(time.Now()); timeout.IsZero() || !t.IsZero() && t.Before(timeout) {
-				timeout = t
-				setDeadline()
-			}
-		case <-over:
-			lc.kill(fmt.Sprintf("timeout, %s after draining began", round(time.Since(began))))
-		case <-lc.killing:
-			lc.killLeft(m)
-			return
-		case now := <-tick.C:
-			if c, ok := m.count(); ok {
-				left := "no timeout"
-				if !timeout.IsZero() {
-					left = round(timeout.Sub(now)).String() + " left"
-				}
-				s := statsOf(c, PhaseDraining, lc.p.streams())
-				lc.p.logf("%s; %s", s, left)
-				lc.note(c)
-			}
-		}
-	}
 }
 
-// deadline returns when a drain that began at the given time is over; zero for
-// never.
-func (lc *lifecycle) deadline(began time.Time) time.Time {
+// currentTimeout returns what the drain's timeout is by now; 0 for none.
+func (lc *lifecycle) currentTimeout() time.Duration {
 	lc.mu.Lock()
 	defer lc.mu.Unlock()
 	select {
 	case <-lc.newTimeout:
 	default:
 	}
-	if lc.timeout <= 0 {
-		return time.Time{}
+	return lc.timeout
+}
+
+// A drainTimer goes off when the drain has taken too long.
+type drainTimer struct {
+	began time.Time
+	end   time.Time // zero: never
+	t     *time.Timer
+	c     <-chan time.Time // nil: never
+}
+
+// shorten makes the timer go off in d, if that is earlier; d 0 is never.
+func (t *drainTimer) shorten(d time.Duration) {
+	end := time.Now().Add(d)
+	if d <= 0 || !t.end.IsZero() && !end.Before(t.end) {
+		return
 	}
-	return began.Add(lc.timeout)
+	t.end = end
+	if t.t == nil {
+		t.t = time.NewTimer(d)
+		t.c = t.t.C
+		return
+	}
+	t.t.Reset(d)
+}
+
+func (t *drainTimer) left(now time.Time) string {
+	if t.end.IsZero() {
+		return "no timeout"
+	}
+	return round(t.end.Sub(now)).String() + " left"
+}
+
+func (t *drainTimer) stop() {
+	if t.t != nil {
+		t.t.Stop()
+	}
 }
 
 // note puts the manager's counts into the report.
@@ -509,6 +588,24 @@ func (lc *lifecycle) currentReport() Report {
 		r.Kill = time.Since(lc.phaseAt)
 	}
 	return r
+}
+
+// openConns returns the connections that are open.
+func (lc *lifecycle) openConns() []*conn {
+	lc.mu.Lock()
+	m := lc.m
+	lc.mu.Unlock()
+	if m == nil {
+		return nil
+	}
+	return m.conns()
+}
+
+// skipDelay makes a shutdown that has not begun begin without a delay.
+func (lc *lifecycle) skipDelay() {
+	lc.mu.Lock()
+	lc.cfg.delay = 0
+	lc.mu.Unlock()
 }
 
 func (lc *lifecycle) allAddrs() []net.Addr {

@@ -1,6 +1,8 @@
 package graceful
 
 import (
+	"cmp"
+	"maps"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -29,16 +31,22 @@ type manager struct {
 	remove chan *conn
 
 	// From the shutdown to run.
-	begin  chan struct{}      // the drain begins
-	sealed chan struct{}      // no more connections will be added
-	census chan chan<- census // count the connections
-	kill   chan chan<- []*conn
+	begin  chan struct{}       // the drain begins
+	sealed chan struct{}       // no more connections will be added
+	census chan chan<- census  // count the connections
+	list   chan chan<- []*conn // list the connections
+	kill   chan chan<- []*conn // list them, and return
 
 	// done is closed when run returns: the last connection is gone, or what
 	// was left has been handed to kill.
 	done chan struct{}
 
 	last census // the final one. Written by run before done is closed.
+
+	// settled is set by run before it calls rules.settled, while no
+	// connection is known to be idle: who finds it unset after run has heard
+	// that he is idle, can be sure that rules.settled waits for him.
+	settled atomic.Bool
 
 	// draining is set by run before it reads any state, and read by
 	// connections after they have stored theirs: either run sees the new
@@ -94,6 +102,7 @@ func newManager(rules drainRules) *manager {
 		begin:  make(chan struct{}),
 		sealed: make(chan struct{}),
 		census: make(chan chan<- census),
+		list:   make(chan chan<- []*conn),
 		kill:   make(chan chan<- []*conn),
 		done:   make(chan struct{}),
 	}
@@ -155,11 +164,16 @@ func (m *manager) count() (census, bool) {
 	}
 }
 
+// conns returns the open connections, and nil if run has returned.
+func (m *manager) conns() []*conn { return m.ask(m.list) }
+
 // abandon makes run return and hands over the connections that were left.
-func (m *manager) abandon() []*conn {
+func (m *manager) abandon() []*conn { return m.ask(m.kill) }
+
+func (m *manager) ask(order chan chan<- []*conn) []*conn {
 	reply := make(chan []*conn, 1)
 	select {
-	case m.kill <- reply:
+	case order <- reply:
 		return <-reply
 	case <-m.done:
 		return nil
@@ -251,11 +265,10 @@ func (m *manager) run() {
 
 		case reply := <-m.census:
 			reply <- countConns(conns, count)
+		case reply := <-m.list:
+			reply <- slices.Collect(maps.Keys(conns))
 		case reply := <-m.kill:
-			left := make([]*conn, 0, len(conns))
-			for c := range conns {
-				left = append(left, c)
-			}
+			left := slices.Collect(maps.Keys(conns))
 			m.last = countConns(conns, count) // before its reader is let go
 			reply <- left
 			return
@@ -313,6 +326,10 @@ func (d *drain) look(c *conn) {
 			d.quiet.push(waiting{c, w, w.since() + d.m.rules.grace})
 		}
 	case connIdle:
+		if c.has(flagLayered) {
+			settled = true
+			break
+		}
 		due := w.since() + d.m.rules.grace
 		if c.has(flagStreams) {
 			// It has been told to leave, when the drain began.
@@ -352,9 +369,10 @@ func (d *drain) look(c *conn) {
 
 // lastAnswer reports whether the answer in progress on c is sure to be its
 // last: the peer has been told so, or has not been sent anything that says
-// otherwise yet.
+// otherwise yet. Of TLS nothing is sure: should it turn out to be wrong, what
+// was read ahead can't be given back as without TLS.
 func (d *drain) lastAnswer(c *conn) bool {
-	return c.has(flagFarewell|flagStreams) || !c.has(flagWrote|flagBeside)
+	return c.has(flagFarewell|flagStreams) || !c.has(flagWrote|flagBeside|flagTLS)
 }
 
 // handshaking reports whether c's TLS handshake may still be under way, and
@@ -412,6 +430,7 @@ func (d *drain) settle(conns map[*conn]struct{}) {
 		}
 	}
 	if len(d.unsettled) == 0 {
+		d.m.settled.Store(true)
 		go d.m.rules.settled()
 		d.m.rules.settled = nil
 	}
@@ -490,7 +509,7 @@ type waiting struct {
 func (l *waitList) push(e waiting) { l.list = append(l.list, e) }
 
 func (l *waitList) sort() {
-	slices.SortFunc(l.list[l.head:], func(a, b waiting) int { return int(a.due - b.due) })
+	slices.SortFunc(l.list[l.head:], func(a, b waiting) int { return cmp.Compare(a.due, b.due) })
 }
 
 // popUntil returns the first entry if it is due.
