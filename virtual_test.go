@@ -9,26 +9,26 @@ import (
 	"time"
 )
 
-// A memListener is a network in memory, for testing/synctest: whoever waits in
+// A virtListener is a network in memory, for testing/synctest: whoever waits in
 // it waits for somebody in the same bubble. It has no deadlines, so that a
 // drain closes it at its first moment.
-type memListener struct {
+type virtListener struct {
 	mu     sync.Mutex // guards what follows
 	change sync.Cond
-	queue  []*memConn
+	queue  []*virtConn
 	closed bool
-	conns  []*memConn // the server's ends of all there have been
+	conns  []*virtConn // the server's ends of all there have been
 }
 
-func newMemListener() *memListener {
-	l := new(memListener)
+func newVirtListener() *virtListener {
+	l := new(virtListener)
 	l.change.L = &l.mu
 	return l
 }
 
 // dial returns the client's end of a new connection.
-func (l *memListener) dial() *memConn {
-	client, server := memPair()
+func (l *virtListener) dial() *virtConn {
+	client, server := virtPair()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.queue = append(l.queue, server)
@@ -38,13 +38,13 @@ func (l *memListener) dial() *memConn {
 }
 
 // waiting returns how many have not been accepted.
-func (l *memListener) waiting() int {
+func (l *virtListener) waiting() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return len(l.queue)
 }
 
-func (l *memListener) Accept() (net.Conn, error) {
+func (l *virtListener) Accept() (net.Conn, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for len(l.queue) == 0 || l.closed {
@@ -58,95 +58,95 @@ func (l *memListener) Accept() (net.Conn, error) {
 	return c, nil
 }
 
-func (l *memListener) Close() error {
+func (l *virtListener) Close() error {
 	l.setClosed(true)
 	return nil
 }
 
 // reopen makes Accept work again.
-func (l *memListener) reopen() { l.setClosed(false) }
+func (l *virtListener) reopen() { l.setClosed(false) }
 
-func (l *memListener) setClosed(closed bool) {
+func (l *virtListener) setClosed(closed bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.closed = closed
 	l.change.Broadcast()
 }
 
-func (l *memListener) Addr() net.Addr { return memAddr("server") }
+func (l *virtListener) Addr() net.Addr { return virtAddr("server") }
 
-type memAddr string
+type virtAddr string
 
-func (memAddr) Network() string  { return "mem" }
-func (a memAddr) String() string { return string(a) }
+func (virtAddr) Network() string  { return "virtual" }
+func (a virtAddr) String() string { return string(a) }
 
-// A memConn is one end of a buffered connection.
-type memConn struct {
-	in, out *memPipe
-	addr    memAddr
+// A virtConn is one end of a buffered connection.
+type virtConn struct {
+	in, out *virtPipe
+	addr    virtAddr
 }
 
-func memPair() (client, server *memConn) {
-	up, down := newMemPipe(), newMemPipe()
-	return &memConn{down, up, "client"}, &memConn{up, down, "server"}
+func virtPair() (client, server *virtConn) {
+	up, down := newVirtPipe(), newVirtPipe()
+	return &virtConn{down, up, "client"}, &virtConn{up, down, "server"}
 }
 
-func (c *memConn) Read(p []byte) (int, error)  { return c.in.read(p) }
-func (c *memConn) Write(p []byte) (int, error) { return c.out.write(p) }
+func (c *virtConn) Read(p []byte) (int, error)  { return c.in.read(p) }
+func (c *virtConn) Write(p []byte) (int, error) { return c.out.write(p) }
 
-func (c *memConn) Close() error {
+func (c *virtConn) Close() error {
 	c.out.closeWrite()
 	c.in.closeRead()
 	return nil
 }
 
-func (c *memConn) CloseWrite() error {
+func (c *virtConn) CloseWrite() error {
 	c.out.closeWrite()
 	return nil
 }
 
-func (c *memConn) LocalAddr() net.Addr { return c.addr }
+func (c *virtConn) LocalAddr() net.Addr { return c.addr }
 
-func (c *memConn) RemoteAddr() net.Addr {
+func (c *virtConn) RemoteAddr() net.Addr {
 	if c.addr == "client" {
-		return memAddr("server")
+		return virtAddr("server")
 	}
-	return memAddr("client")
+	return virtAddr("client")
 }
 
-func (c *memConn) SetDeadline(t time.Time) error {
+func (c *virtConn) SetDeadline(t time.Time) error {
 	c.in.readBy.set(c.in, t)
 	c.out.writeBy.set(c.out, t)
 	return nil
 }
 
-func (c *memConn) SetReadDeadline(t time.Time) error {
+func (c *virtConn) SetReadDeadline(t time.Time) error {
 	c.in.readBy.set(c.in, t)
 	return nil
 }
 
-func (c *memConn) SetWriteDeadline(t time.Time) error {
+func (c *virtConn) SetWriteDeadline(t time.Time) error {
 	c.out.writeBy.set(c.out, t)
 	return nil
 }
 
-// A memPipe is one direction of a connection.
-type memPipe struct {
+// A virtPipe is one direction of a connection.
+type virtPipe struct {
 	mu               sync.Mutex // guards what follows
 	change           sync.Cond
 	buf              bytes.Buffer
 	wclosed, rclosed bool
 	full             bool // a write waits for the peer to read, for ever
-	readBy, writeBy  memDeadline
+	readBy, writeBy  virtDeadline
 }
 
-func newMemPipe() *memPipe {
-	p := new(memPipe)
+func newVirtPipe() *virtPipe {
+	p := new(virtPipe)
 	p.change.L = &p.mu
 	return p
 }
 
-func (p *memPipe) read(b []byte) (int, error) {
+func (p *virtPipe) read(b []byte) (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for {
@@ -164,7 +164,7 @@ func (p *memPipe) read(b []byte) (int, error) {
 	}
 }
 
-func (p *memPipe) write(b []byte) (int, error) {
+func (p *virtPipe) write(b []byte) (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for {
@@ -183,7 +183,7 @@ func (p *memPipe) write(b []byte) (int, error) {
 	}
 }
 
-func (p *memPipe) closeWrite() {
+func (p *virtPipe) closeWrite() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.wclosed = true
@@ -191,7 +191,7 @@ func (p *memPipe) closeWrite() {
 	p.change.Broadcast()
 }
 
-func (p *memPipe) closeRead() {
+func (p *virtPipe) closeRead() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.rclosed = true
@@ -199,19 +199,19 @@ func (p *memPipe) closeRead() {
 	p.change.Broadcast()
 }
 
-// A memDeadline is one of a pipe's, guarded by its mu.
-type memDeadline struct {
+// A virtDeadline is one of a pipe's, guarded by its mu.
+type virtDeadline struct {
 	passed bool
 	timer  *time.Timer
 }
 
-func (d *memDeadline) stop() {
+func (d *virtDeadline) stop() {
 	if d.timer != nil {
 		d.timer.Stop()
 	}
 }
 
-func (d *memDeadline) set(p *memPipe, t time.Time) {
+func (d *virtDeadline) set(p *virtPipe, t time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	d.stop()
