@@ -40,7 +40,9 @@ func serve(t *testing.T, srv *graceful.Server, l net.Listener) *served {
 // serveWith is serve for another way to serve.
 func serveWith(t *testing.T, srv *graceful.Server, f func() error) *served {
 	s := &served{Server: srv, t: t, returned: make(chan struct{})}
-	srv.NoSignalHandling = true
+	if !srv.NoSignalHandling { // it may serve already
+		srv.NoSignalHandling = true
+	}
 	if srv.LogFunc == nil && srv.Logger == nil {
 		srv.LogFunc = s.lines.logf
 	}
