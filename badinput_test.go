@@ -148,7 +148,7 @@ func (l *failingListener) Accept() (net.Conn, error) {
 func TestAcceptFails(t *testing.T) {
 	g := newGate()
 	bad := errors.New("out of luck")
-	s := serve(t, &graceful.Server{Server: &http.Server{Handler: g}, IdleGrace: -1}, &failingListener{Listener: listenTCP(t), err: bad})
+	s := serve(t, &graceful.Server{Server: &http.Server{Handler: g}, IdleGrace: 5 * time.Second}, &failingListener{Listener: listenTCP(t), err: bad})
 	c := dialClient(t, waitAddr(s))
 	c.ask("/one")
 	<-g.entered
