@@ -217,3 +217,25 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // bg is a context for what the test itself bounds.
 var bg = context.Background()
+
+// dialTLS is dialClient over TLS, with the handshake made.
+func dialTLS(t *testing.T, addr net.Addr, proto string) *client {
+	t.Helper()
+	c := dialClient(t, addr)
+	config := traffic.ClientTLS()
+	config.ServerName, config.NextProtos = "127.0.0.1", []string{proto}
+	nc := tls.Client(c.Conn, config)
+	if err := nc.Handshake(); err != nil {
+		t.Fatal(err)
+	}
+	return newClient(t, nc)
+}
+
+// h2Client returns a transport that trusts serverTLS's certificate and speaks
+// nothing but HTTP/2, or nothing but HTTP/1.
+func h2Client(h2 bool) *http.Transport {
+	tr := &http.Transport{TLSClientConfig: traffic.ClientTLS(), Protocols: new(http.Protocols)}
+	tr.Protocols.SetHTTP1(!h2)
+	tr.Protocols.SetHTTP2(h2)
+	return tr
+}
