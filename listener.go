@@ -261,12 +261,27 @@ func (l *listener) Close() error {
 	return l.closeErr
 }
 
-// bareListener returns the listener below one of our own.
+// bareListener returns the listener below those of our own.
 func bareListener(l net.Listener) net.Listener {
-	if own, ok := l.(*ownListener); ok {
-		return own.Listener
+	for {
+		switch below := l.(type) {
+		case *ownListener:
+			l = below.Listener
+		case *tlsListener: // below a LimitListener
+			l = below.Listener
+		default:
+			return l
+		}
 	}
-	return l
+}
+
+// isOwn reports whether the socket of l is known to be ours alone.
+func isOwn(l net.Listener) bool {
+	if t, ok := l.(*tlsListener); ok {
+		l = t.Listener
+	}
+	_, own := l.(*ownListener)
+	return own
 }
 
 // isStopping reports whether c, on which nothing is ever sent, is closed.
