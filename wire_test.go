@@ -1,6 +1,7 @@
 package graceful_test
 
 import (
+	"context"
 	"crypto/tls"
 	"io"
 	"net"
@@ -30,33 +31,41 @@ func TestDeafPeers(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var stuck atomic.Int32
 			var handlers sync.WaitGroup
+			over := make(chan struct{})
+			type socketKey struct{}
 			h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				handlers.Add(1)
 				defer handlers.Done()
-				b := make([]byte, 64<<10)
-				for {
-					// A write that takes this long is stuck.
-					mark := time.AfterFunc(50*ms, func() { stuck.Add(1) })
-					_, err := w.Write(b)
-					if err != nil {
-						return
-					}
-					if !mark.Stop() {
-						stuck.Add(-1)
+				// Closing TLS while a Write is under way is cheap, so half of
+				// them have none, on a socket that takes no byte more.
+				nc := r.Context().Value(socketKey{}).(net.Conn)
+				nc.SetWriteDeadline(time.Now().Add(50 * ms))
+				for b := make([]byte, 64<<10); ; {
+					if _, err := nc.Write(b); err != nil {
+						break
 					}
 				}
+				nc.SetWriteDeadline(time.Time{})
+				stuck.Add(1)
+				if r.URL.Path == "/write" {
+					w.Write(make([]byte, 1<<20))
+				}
+				<-over
 			})
 			srv := &graceful.Server{Server: &http.Server{Handler: h}, Timeout: 100 * ms}
+			srv.ConnContext = func(ctx context.Context, nc net.Conn) context.Context {
+				return context.WithValue(ctx, socketKey{}, nc.(*tls.Conn).NetConn())
+			}
 			s := serveTLS(t, srv, smallBuffers{listenTCP(t)}, beside)
 			addr := waitAddr(s)
 			// TLS 1.2 takes sessions up again for next to no work.
 			config := traffic.ClientTLS()
 			config.ServerName, config.MaxVersion = "127.0.0.1", tls.VersionTLS12
 			config.ClientSessionCache = tls.NewLRUClientSessionCache(1)
-			for range n {
+			for i := range n {
 				nc := dialClient(t, addr).Conn
 				nc.(*net.TCPConn).SetReadBuffer(4 << 10)
-				newClient(t, tls.Client(nc, config)).ask("/")
+				newClient(t, tls.Client(nc, config)).ask([]string{"/write", "/wait"}[i%2])
 			}
 			for began := time.Now(); stuck.Load() < n; time.Sleep(10 * ms) {
 				if time.Since(began) > 20*time.Second {
@@ -65,6 +74,7 @@ func TestDeafPeers(t *testing.T) {
 			}
 			s.stop()
 			got := s.end()
+			close(over)
 			handlers.Wait()
 			r := s.Report()
 			if len(r.Killed) != n || r.Kill > 2*time.Second || got > 4*time.Second {
