@@ -107,7 +107,7 @@ type listener struct {
 	closeErr            error
 
 	// Owned by Accept:
-	tried bool // once more, after the queue was found empty
+	tried int // how often again, after the queue was found empty
 }
 
 func newListener(m *manager, l net.Listener, limit *limiter) *listener {
@@ -195,7 +195,7 @@ func (l *listener) window() time.Duration {
 
 func (l *listener) accepted() {
 	l.last.Store(int64(time.Since(l.m.began)))
-	l.tried = false
+	l.tried = 0
 	if isStopping(l.stopping) {
 		l.setDeadline(l.window())
 	}
@@ -213,9 +213,11 @@ func (l *listener) more() bool {
 		// It is there already. The deadline only has to be in the future,
 		// for package net looks at it first.
 		return l.setDeadline(time.Second)
-	case !known && !l.tried:
-		l.tried = true
-		return l.setDeadline(10 * time.Millisecond)
+	case !known && l.tried < 3:
+		// More than once: a goroutine that is not scheduled in time finds
+		// the deadline passed before it has looked at the queue.
+		l.tried++
+		return l.setDeadline(4 * time.Millisecond)
 	}
 	return false
 }
