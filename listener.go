@@ -101,6 +101,7 @@ type listener struct {
 	last     atomic.Int64 // when the last connection was accepted, since m.began
 	shut     atomic.Bool  // the socket admits nobody any more
 	stopping chan struct{}
+	stopAt   time.Duration // since m.began. Written before stopping is closed.
 	closed   chan struct{}
 
 	stopOnce, closeOnce sync.Once
@@ -130,9 +131,10 @@ func (l *listener) Accept() (net.Conn, error) {
 		return nil, l.ended()
 	}
 	for {
+		began := time.Since(l.m.began)
 		nc, err := l.l.Accept()
 		if err == nil {
-			l.accepted()
+			l.accepted(began)
 			wrapped, c := l.wrap(nc, l.limit.releaser())
 			if !l.m.added(c) {
 				c.cut()
@@ -193,13 +195,31 @@ func (l *listener) window() time.Duration {
 	return time.Duration(l.last.Load()) + l.grace - time.Since(l.m.began)
 }
 
-func (l *listener) accepted() {
-	l.last.Store(int64(time.Since(l.m.began)))
-	l.tried = 0
-	if isStopping(l.stopping) {
-		l.setDeadline(l.window())
+// accepted notes that a connection was accepted for which Accept was called at
+// began, since m.began.
+func (l *listener) accepted(began time.Duration) {
+	now := time.Since(l.m.began)
+	l.last.Store(int64(now))
+	if !isStopping(l.stopping) {
+		return
 	}
+	l.tried = 0
+	if now-l.stopAt > emptying && now-began > time.Millisecond {
+		l.tried = looks // it was empty, and will not be so for longer
+	}
+	l.setDeadline(l.window())
 }
+
+// Where the queue can't be looked into, it is empty when Accept has waited in
+// vain, looks times: a goroutine that is not scheduled in time finds the
+// deadline passed before it has looked. Under clients that never pause for
+// that long, it is taken to be empty when, after emptying, somebody had to be
+// waited for.
+const (
+	looks    = 3
+	look     = 4 * time.Millisecond
+	emptying = 250 * time.Millisecond
+)
 
 // more decides, when the deadline of emptying has passed, whether there is
 // more to come, and sets the next deadline.
@@ -213,11 +233,9 @@ func (l *listener) more() bool {
 		// It is there already. The deadline only has to be in the future,
 		// for package net looks at it first.
 		return l.setDeadline(time.Second)
-	case !known && l.tried < 3:
-		// More than once: a goroutine that is not scheduled in time finds
-		// the deadline passed before it has looked at the queue.
+	case !known && l.tried < looks:
 		l.tried++
-		return l.setDeadline(4 * time.Millisecond)
+		return l.setDeadline(look)
 	}
 	return false
 }
@@ -247,6 +265,7 @@ func (l *listener) stop() {
 		if _, unix := l.l.(*net.UnixListener); l.owned && !unix {
 			l.shut.Store(stopAdmitting(bareListener(l.l), l.reuse))
 		}
+		l.stopAt = time.Since(l.m.began)
 		close(l.stopping)
 		if !l.setDeadline(0) {
 			l.Close()
