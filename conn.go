@@ -153,7 +153,8 @@ type conn struct {
 	ahead byte // read last into a buffer of one byte. Owned by the reader.
 
 	// Owned by manager.run.
-	seen connState // when it was looked at last
+	seen   connState // when it was looked at last
+	gaveUp bool      // it was closed because it did not go on with a request
 }
 
 func (c *conn) load() connWord { return connWord(c.word.Load()) }

@@ -496,30 +496,35 @@ func (lc *lifecycle) killLeft(m *manager) {
 	listeners := slices.Clone(lc.listeners)
 	lc.mu.Unlock()
 
-	lc.p.beginKill()
 	left := m.abandon()
 	lc.note(m.last)
+	// What they are doing is looked at before they are told to leave it: a
+	// handshake gives up at once when its context ends.
 	now := time.Since(m.began)
 	killed := make([]KilledConn, 0, len(left))
+	unfinished := left[:0]
 	for _, c := range left {
 		w := c.load()
-		if s := w.state(); s == connClosed {
+		if w.state() == connClosed {
 			continue
 		}
-		k := KilledConn{
+		unfinished = append(unfinished, c)
+		killed = append(killed, KilledConn{
 			RemoteAddr: c.raw.RemoteAddr().String(),
 			State:      w.state().String(),
 			Age:        now - w.since(),
 			Requests:   lc.p.requests(c.info.Load()),
-		}
-		killed = append(killed, k)
+		})
+	}
+	lc.p.beginKill()
+	for _, k := range killed {
 		lc.p.logf("killing %s", k)
 	}
 	for _, l := range listeners {
 		// A listener's Close may wait for its Accept, and that for a lock.
 		go l.Close()
 	}
-	cutAll(left)
+	cutAll(unfinished)
 	lc.mu.Lock()
 	lc.report.Killed = killed
 	lc.mu.Unlock()

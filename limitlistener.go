@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -32,6 +33,9 @@ type limitListener struct {
 	limit     *limiter
 	closed    chan struct{} // closed by Close
 	closeOnce sync.Once
+
+	// served is what took this listener's place in a Server; nil if none has.
+	served atomic.Pointer[listener]
 }
 
 func (l *limitListener) Accept() (net.Conn, error) {
@@ -48,6 +52,9 @@ func (l *limitListener) Accept() (net.Conn, error) {
 
 func (l *limitListener) Close() error {
 	l.closeOnce.Do(func() { close(l.closed) })
+	if tl := l.served.Load(); tl != nil {
+		return tl.Close() // its Accept may be waiting for a slot
+	}
 	return l.Listener.Close()
 }
 

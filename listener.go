@@ -99,8 +99,9 @@ type listener struct {
 	queued func(net.Listener) (waits, known bool)
 
 	shut     atomic.Int64 // since when the socket admits nobody, since m.began; 0: it does
-	tried    atomic.Bool  // once more, after nothing was found any more
+	tried    atomic.Int32 // how often again, after nothing was found any more
 	stopping chan struct{}
+	stopAt   time.Duration // since m.began. Written before stopping is closed.
 	closed   chan struct{}
 
 	stopOnce, closeOnce sync.Once
@@ -127,9 +128,10 @@ func (l *listener) Accept() (net.Conn, error) {
 		return nil, l.ended()
 	}
 	for {
+		began := time.Since(l.m.began)
 		nc, err := l.l.Accept()
 		if err == nil {
-			l.accepted()
+			l.accepted(began)
 			wrapped, c := l.wrap(nc, l.limit.releaser())
 			if !l.m.added(c) {
 				c.cut()
@@ -193,24 +195,40 @@ func (l *listener) coming() time.Duration {
 	left := max(0, shut+l.grace-time.Since(l.m.began))
 	switch {
 	case left > 0 && handshaking(l.l):
-		l.tried.Store(false)
+		l.tried.Store(0)
 		return min(left, 5*time.Millisecond)
-	case !l.tried.Load():
+	case l.tried.Load() == 0:
 		// A SYN may have been let in at the very moment of shutting.
-		l.tried.Store(true)
+		l.tried.Store(1)
 		return min(left, time.Millisecond)
 	}
 	return 0
 }
 
-func (l *listener) accepted() {
-	if l.tried.Load() {
-		l.tried.Store(false)
+// accepted notes that a connection was accepted for which Accept was called at
+// began, since m.began.
+func (l *listener) accepted(began time.Duration) {
+	if !isStopping(l.stopping) {
+		return
 	}
-	if isStopping(l.stopping) {
-		l.setDeadline(0)
+	now, tried := time.Since(l.m.began), int32(0)
+	if now-l.stopAt > emptying && now-began > time.Millisecond {
+		tried = looks // it was empty, and will not be so for longer
 	}
+	l.tried.Store(tried)
+	l.setDeadline(0)
 }
+
+// Where the queue can't be looked into, it is empty when Accept has waited in
+// vain, looks times: a goroutine that is not scheduled in time finds the
+// deadline passed before it has looked. Under clients that never pause for
+// that long, it is taken to be empty when, after emptying, somebody had to be
+// waited for.
+const (
+	looks    = 3
+	look     = 4 * time.Millisecond
+	emptying = 250 * time.Millisecond
+)
 
 // more decides, when the deadline of emptying has passed, whether there is
 // more to come, and sets the next deadline.
@@ -222,11 +240,11 @@ func (l *listener) more() bool {
 		return l.setDeadline(time.Second)
 	}
 	if !known {
-		if l.tried.Load() {
+		if l.tried.Load() >= looks {
 			return false
 		}
-		l.tried.Store(true)
-		return l.setDeadline(10 * time.Millisecond)
+		l.tried.Add(1)
+		return l.setDeadline(look)
 	}
 	wait := l.coming()
 	return wait > 0 && l.setDeadline(wait)
@@ -259,6 +277,7 @@ func (l *listener) stop() {
 				l.shut.Store(max(1, int64(time.Since(l.m.began))))
 			}
 		}
+		l.stopAt = time.Since(l.m.began)
 		close(l.stopping)
 		if !l.setDeadline(0) {
 			l.Close()
@@ -275,12 +294,27 @@ func (l *listener) Close() error {
 	return l.closeErr
 }
 
-// bareListener returns the listener below one of our own.
+// bareListener returns the listener below those of our own.
 func bareListener(l net.Listener) net.Listener {
-	if own, ok := l.(*ownListener); ok {
-		return own.Listener
+	for {
+		switch below := l.(type) {
+		case *ownListener:
+			l = below.Listener
+		case *tlsListener: // below a LimitListener
+			l = below.Listener
+		default:
+			return l
+		}
 	}
-	return l
+}
+
+// isOwn reports whether the socket of l is known to be ours alone.
+func isOwn(l net.Listener) bool {
+	if t, ok := l.(*tlsListener); ok {
+		l = t.Listener
+	}
+	_, own := l.(*ownListener)
+	return own
 }
 
 // isStopping reports whether c, on which nothing is ever sent, is closed.

@@ -411,11 +411,11 @@ func (d *drain) leave(c *conn) bool {
 
 func (d *drain) forget(c *conn) {
 	delete(d.unsettled, c)
-	switch c.seen {
-	case connEnding:
+	switch {
+	case c.seen == connEnding:
 		d.count.ended++
-	case connReceiving:
-		d.count.gaveUp++ // or its peer did
+	case c.seen == connReceiving, c.gaveUp: // or its peer did
+		d.count.gaveUp++
 	default:
 		d.count.finished++
 	}
@@ -460,6 +460,7 @@ func (d *drain) due() {
 				continue // stale: its new state stands further back
 			}
 			if e.w.state() == connReceiving {
+				e.c.gaveUp = true
 				go e.c.cut()
 			} else if e.c.end(e.w) {
 				e.c.seen = connEnding // unsettled still: it may go on

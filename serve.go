@@ -219,13 +219,21 @@ func (s *Server) open(l net.Listener, config *tls.Config) (*listener, error) {
 		}
 		return nil, err
 	}
-	_, own := l.(*ownListener)
 	below, limit := l, s.side.limit
-	if ll, ok := l.(*limitListener); ok && limit == nil {
-		below, limit = ll.Listener, ll.limit
-		_, own = below.(*ownListener)
+	outer, _ := l.(*limitListener)
+	if limit != nil {
+		outer = nil
+	}
+	if outer != nil {
+		below, limit = outer.Listener, outer.limit
 	}
 	tl := newListener(m, below, limit)
+	if outer != nil {
+		outer.served.Store(tl)
+		if isStopping(outer.closed) { // before that was stored
+			tl.Close()
+		}
+	}
 	tl.original = l
 	if config != nil {
 		tl.flags = flagTLS
@@ -233,7 +241,7 @@ func (s *Server) open(l net.Listener, config *tls.Config) (*listener, error) {
 	tl.wrap = func(nc net.Conn, release func()) (net.Conn, *conn) {
 		return s.wrap(m, nc, release, tl.flags)
 	}
-	tl.owned = own || s.OwnsListener
+	tl.owned = isOwn(below) || s.OwnsListener
 	tl.reuse = s.ReusePort
 	tl.grace = s.idleGrace()
 	if !s.life.admit(tl) {

@@ -1,0 +1,370 @@
+package graceful_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/seed-121bbccf/graceful"
+)
+
+// An upgrader takes connections over, as for a WebSocket, and echoes lines
+// until the client says "bye" or leaves. With farewell it says "going" when
+// the shutdown has begun.
+type upgrader struct {
+	farewell bool
+	ended    chan error // why each echo ended
+}
+
+func newUpgrader(farewell bool) *upgrader { return &upgrader{farewell, make(chan error, 100)} }
+
+func (u *upgrader) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Header.Get("Upgrade") == "" {
+		io.WriteString(w, "plain")
+		return
+	}
+	nc, rw, err := w.(http.Hijacker).Hijack()
+	if err != nil {
+		panic(err)
+	}
+	io.WriteString(nc, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: lines\r\n\r\n")
+	if u.farewell {
+		go func() {
+			<-graceful.Draining(r.Context())
+			io.WriteString(nc, "going\n")
+		}()
+	}
+	go func() {
+		defer nc.Close()
+		for {
+			line, err := rw.ReadString('\n')
+			if err != nil || line == "bye\n" {
+				u.ended <- err
+				return
+			}
+			io.WriteString(nc, line)
+		}
+	}()
+}
+
+// upgrade takes the connection to the upgrader's protocol.
+func (c *client) upgrade() {
+	c.t.Helper()
+	c.send("GET /ws HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: lines\r\n\r\n")
+	resp, err := http.ReadResponse(c.br, nil)
+	if err != nil || resp.StatusCode != 101 {
+		c.t.Fatalf("upgrade: %v, %v", resp, err)
+	}
+}
+
+// echo sends a line and expects it back.
+func (c *client) echo(line string) {
+	c.t.Helper()
+	c.send(line + "\n")
+	c.expectLine(line)
+}
+
+func (c *client) expectLine(want string) {
+	c.t.Helper()
+	if got, err := c.br.ReadString('\n'); got != want+"\n" || err != nil {
+		c.t.Errorf("got the line %q (%v), want %q", got, err, want)
+	}
+}
+
+// TestHijackLeft: without WaitHijacked a hijacked connection holds nothing up,
+// and goes on after the end.
+func TestHijackLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		defer outlast()
+		l, u := newVirtListener(), newUpgrader(false)
+		s := serve(t, &graceful.Server{Server: &http.Server{Handler: u}, Timeout: time.Minute}, l)
+		early, late := newClient(t, l.dial()), newClient(t, l.dial())
+		early.upgrade()
+		early.echo("one")
+		late.get("/", "plain")
+		if got := s.Stats(); got.Hijacked != 1 || got.Open() != 2 {
+			t.Errorf("stats: %v", got)
+		}
+		s.stop()
+		time.Sleep(100 * ms)
+		late.upgrade() // while draining, as late as it can
+		late.echo("two")
+		if got := s.end(); got != 100*ms {
+			t.Errorf("over after %v\n%v", got, s.Report())
+		}
+		r := s.Report()
+		if diff := cmp.Diff(ends{Left: 2}, endsOf(r)); diff != "" || r.Start.Hijacked != 1 {
+			t.Errorf("(-want +got):\n%s%v", diff, r)
+		}
+		time.Sleep(time.Hour)
+		for _, c := range []*client{early, late} {
+			c.echo("after the end")
+			c.send("bye\n")
+			if err := <-u.ended; err != nil {
+				t.Errorf("ended with %v", err)
+			}
+		}
+	})
+}
+
+// TestHijackWaited: with WaitHijacked the drain waits until the last hijacked
+// connection is closed, by whomever, or kills it at the deadline.
+func TestHijackWaited(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		timeout time.Duration
+		play    func(c *client)
+		want    time.Duration
+		ends    ends
+		reason  error // why the echo ended
+	}{
+		{"the client leaves", time.Minute, func(c *client) { time.Sleep(7 * time.Second); c.Close() },
+			7 * time.Second, ends{Finished: 1}, io.EOF},
+		{"the handler closes", time.Minute, func(c *client) { time.Sleep(8 * time.Second); c.echo("still"); c.send("bye\n") },
+			8 * time.Second, ends{Finished: 1}, nil},
+		{"the deadline", 9 * time.Second, func(c *client) { time.Sleep(8 * time.Second); c.echo("still") },
+			9 * time.Second, ends{Killed: 1}, net.ErrClosed},
+		{"no deadline", 0, func(c *client) { time.Sleep(time.Hour); c.echo("still"); c.Close() },
+			time.Hour, ends{Finished: 1}, io.EOF},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				defer outlast()
+				l, u := newVirtListener(), newUpgrader(true)
+				s := serve(t, &graceful.Server{Server: &http.Server{Handler: u}, Timeout: tc.timeout, WaitHijacked: true}, l)
+				c := newClient(t, l.dial())
+				c.upgrade()
+				c.echo("one")
+				s.stop()
+				c.expectLine("going")
+				go tc.play(c)
+				if got := s.end(); got != tc.want {
+					t.Errorf("over after %v, want %v\n%v", got, tc.want, s.Report())
+				}
+				r := s.Report()
+				if diff := cmp.Diff(tc.ends, endsOf(r)); diff != "" || r.Start.Hijacked != 1 {
+					t.Errorf("(-want +got):\n%s%v", diff, r)
+				}
+				if len(r.Killed) == 1 && r.Killed[0].State != "hijacked" {
+					t.Errorf("killed %v", r.Killed[0])
+				}
+				if err := <-u.ended; !errors.Is(err, tc.reason) {
+					t.Errorf("the echo ended with %v, want %v", err, tc.reason)
+				}
+			})
+		})
+	}
+}
+
+// TestHijackReal is the same over TCP and TLS, where a kill has to get through
+// to the socket.
+func TestHijackReal(t *testing.T) {
+	for _, tls := range []bool{false, true} {
+		u := newUpgrader(true)
+		srv := &graceful.Server{Server: &http.Server{Handler: u}, Timeout: 200 * ms, IdleGrace: 20 * ms, WaitHijacked: true}
+		var s *served
+		var c *client
+		if tls {
+			s = serveTLS(t, srv, listenTCP(t), false)
+			c = dialTLS(t, waitAddr(s), "http/1.1")
+		} else {
+			s = serve(t, srv, listenTCP(t))
+			c = dialClient(t, waitAddr(s))
+		}
+		c.upgrade()
+		c.echo("one")
+		s.stop()
+		c.expectLine("going")
+		c.echo("two")
+		if got := s.end(); got < 200*ms || got > 5*time.Second {
+			t.Errorf("over after %v", got)
+		}
+		if r := s.Report(); len(r.Killed) != 1 || r.Killed[0].State != "hijacked" {
+			t.Errorf("%v", r)
+		}
+		c.ended()
+		<-u.ended
+	}
+}
+
+// TestHijackedConn: what a handler gets is as good as the connection itself:
+// sendfile, half-closing, and the descriptor beneath.
+func TestHijackedConn(t *testing.T) {
+	for _, network := range []string{"tcp", "unix"} {
+		for _, limited := range []bool{false, true} {
+			var got net.Conn
+			taken := make(chan struct{})
+			h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				got, _, _ = w.(http.Hijacker).Hijack()
+				close(taken)
+			})
+			var l net.Listener = listenTCP(t)
+			if network == "unix" {
+				var err error
+				if l, err = graceful.Listen("unix", t.TempDir()+"/s"); err != nil {
+					t.Skip(err)
+				}
+			}
+			if limited {
+				l = graceful.LimitListener(l, 5)
+			}
+			s := serve(t, &graceful.Server{Server: &http.Server{Handler: h}, IdleGrace: -1}, l)
+			c := dialClient(t, waitAddr(s))
+			c.ask("/")
+			<-taken
+			can := []bool{false, false, false}
+			_, can[0] = got.(interface{ CloseWrite() error })
+			_, can[1] = got.(syscall.Conn)
+			_, can[2] = got.(io.ReaderFrom)
+			if diff := cmp.Diff([]bool{true, true, network == "tcp"}, can); diff != "" {
+				t.Errorf("%s, limited %v, a %T: CloseWrite, SyscallConn, ReadFrom:\n%s", network, limited, got, diff)
+			}
+			got.(interface{ CloseWrite() error }).CloseWrite()
+			if err := c.ended(); err != nil {
+				t.Errorf("after CloseWrite: %v", err)
+			}
+			c.send("up") // the other direction still works
+			b := make([]byte, 2)
+			if _, err := io.ReadFull(got, b); err != nil || string(b) != "up" {
+				t.Errorf("read %q, %v", b, err)
+			}
+			got.Close()
+			s.stop()
+			s.end()
+		}
+	}
+}
+
+// TestTooLargeBody: net/http half-closes a connection whose request it has not
+// read to the end, and waits a while before it closes it, so that the answer
+// is not lost to a reset. It finds CloseWrite by its name.
+func TestTooLargeBody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newVirtListener()
+		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if _, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 10)); err != nil {
+				http.Error(w, "too large", http.StatusRequestEntityTooLarge)
+			}
+		})
+		s := serve(t, &graceful.Server{Server: &http.Server{Handler: h}}, l)
+		c := newClient(t, l.dial())
+		c.send("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n" + strings.Repeat("x", 1000))
+		synctest.Wait()
+		began := time.Now()
+		s.stop()
+		if got := c.answer(); got.status != http.StatusRequestEntityTooLarge || got.err != nil {
+			t.Errorf("got %+v", got)
+		}
+		if err := c.ended(); err != nil || time.Since(began) != 0 {
+			t.Errorf("half-closed after %v (%v), want at once", time.Since(began), err)
+		}
+		if got := s.end(); got != 500*ms {
+			t.Errorf("over after %v", got)
+		}
+	})
+}
+
+// events streams until it is told to end.
+func events(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "text/event-stream")
+	io.WriteString(w, "data: hello\n\n")
+	w.(http.Flusher).Flush()
+	select {
+	case <-graceful.Draining(r.Context()):
+		io.WriteString(w, "data: bye\n\n")
+	case <-r.Context().Done():
+	}
+}
+
+// poll answers when there is something to say, or the shutdown has begun.
+func poll(w http.ResponseWriter, r *http.Request) {
+	select {
+	case <-graceful.Draining(r.Context()):
+		io.WriteString(w, "nothing yet")
+	case <-time.After(time.Hour):
+	}
+}
+
+// TestDraining ends an event stream and a long poll at the first moment of the
+// shutdown, which is that of the delay.
+func TestDraining(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		defer outlast()
+		l := newVirtListener()
+		mux := http.NewServeMux()
+		mux.HandleFunc("/events", events)
+		mux.HandleFunc("/poll", poll)
+		s := serve(t, &graceful.Server{Server: &http.Server{Handler: mux}, ShutdownDelay: 10 * time.Second}, l)
+		sse, long := newClient(t, l.dial()), newClient(t, l.dial())
+		sse.ask("/events")
+		long.ask("/poll")
+		time.Sleep(time.Minute)
+		began := time.Now()
+		s.stop()
+		sse.expect("data: hello\n\ndata: bye\n\n")
+		long.expect("nothing yet")
+		if took := time.Since(began); took != 0 {
+			t.Errorf("the handlers took %v", took)
+		}
+		if got := s.end(); got != 10*time.Second {
+			t.Errorf("over after %v", got)
+		}
+	})
+}
+
+func TestDrainingOutside(t *testing.T) {
+	if graceful.Draining(bg) != nil {
+		t.Error("Draining of no server's context is not nil")
+	}
+}
+
+// TestErrKilled: at the deadline the request's context ends with the cause
+// ErrKilled, and before the connection does.
+func TestErrKilled(t *testing.T) {
+	for _, proto := range []string{"http/1.1", "h2"} {
+		t.Run(proto, func(t *testing.T) {
+			entered, causes := make(chan struct{}), make(chan error, 1)
+			h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				close(entered)
+				<-r.Context().Done()
+				causes <- context.Cause(r.Context())
+			})
+			s := serveTLS(t, &graceful.Server{Server: &http.Server{Handler: h}, Timeout: 100 * ms, IdleGrace: -1}, listenTCP(t), false)
+			tr := h2Client(proto == "h2")
+			defer tr.CloseIdleConnections()
+			failed := make(chan error, 1)
+			go func() {
+				resp, err := (&http.Client{Transport: tr}).Get("https://" + waitAddr(s).String() + "/killed")
+				if err == nil {
+					resp.Body.Close()
+				}
+				failed <- err
+			}()
+			<-entered
+			s.stop()
+			if cause := <-causes; cause != graceful.ErrKilled {
+				t.Errorf("the cause is %v", cause)
+			}
+			s.end()
+			if err := <-failed; err == nil {
+				t.Error("the client got an answer")
+			}
+			r := s.Report()
+			if len(r.Killed) != 1 || cmp.Diff([]string{"GET /killed"}, r.Killed[0].Requests) != "" {
+				t.Errorf("%v", r)
+			}
+			if err := s.Shutdown(bg); !errors.Is(err, graceful.ErrKilled) {
+				t.Errorf("Shutdown: %v", err)
+			}
+		})
+	}
+}

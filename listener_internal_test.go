@@ -1,0 +1,215 @@
+package graceful
+
+import (
+	"bufio"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// portable makes a Server's next listener one of a system where nothing but
+// deadlines is known: no socket can be told to admit nobody, and of no queue
+// can be told whether it is empty.
+func portable(t *testing.T, s *Server) net.Listener {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.prepare(); err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// servePortable serves l with s, and returns what Serve will return.
+func servePortable(t *testing.T, s *Server, l net.Listener) <-chan error {
+	t.Helper()
+	tl, err := s.open(l, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tl.owned = false
+	tl.queued = func(net.Listener) (waits, known bool) { return false, false }
+	done := make(chan error, 1)
+	go func() { done <- s.run(tl, nil) }()
+	return done
+}
+
+// TestPortableQueue: where the queue cannot be looked into it is emptied all
+// the same: who has connected and sent a request before the stop is answered,
+// though nobody was accepted meanwhile.
+func TestPortableQueue(t *testing.T) {
+	for range 3 {
+		entered, open := make(chan struct{}, 100), make(chan struct{})
+		s := &Server{
+			Server: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				entered <- struct{}{}
+				<-open
+				io.WriteString(w, "ok")
+			})},
+			NoSignalHandling: true,
+			Timeout:          20 * time.Second,
+		}
+		l := portable(t, s)
+		accepting := &slowListener{TCPListener: l.(*net.TCPListener), mayGo: make(chan struct{})}
+		done := servePortable(t, s, accepting)
+		const n = 50
+		var clients sync.WaitGroup
+		for range n {
+			nc, err := net.Dial("tcp", l.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer nc.Close()
+			nc.SetDeadline(time.Now().Add(20 * time.Second))
+			if _, err := io.WriteString(nc, "GET / HTTP/1.1\r\nHost: h\r\n\r\n"); err != nil {
+				t.Fatal(err)
+			}
+			clients.Go(func() {
+				resp, err := http.ReadResponse(bufio.NewReader(nc), nil)
+				if err != nil {
+					t.Errorf("lost: %v", err)
+					return
+				}
+				io.Copy(io.Discard, resp.Body)
+				resp.Body.Close()
+			})
+		}
+		began := time.Now()
+		s.Stop(20 * time.Second)
+		for !s.life.shutting.Load() || s.Phase() < PhaseDraining {
+			time.Sleep(time.Millisecond)
+		}
+		close(accepting.mayGo)
+		for range n {
+			<-entered
+		}
+		// Nobody else comes, and nobody is waited for: it is closed.
+		for {
+			nc, err := net.Dial("tcp", l.Addr().String())
+			if err != nil {
+				break
+			}
+			nc.Close()
+			if time.Since(began) > 10*time.Second {
+				t.Fatal("the socket is still open")
+			}
+			time.Sleep(time.Millisecond)
+		}
+		close(open)
+		clients.Wait()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if r := s.Report(); r.Late < n || r.KillReason != "" {
+			t.Errorf("%v", r)
+		}
+	}
+}
+
+// A slowListener accepts nobody until it may.
+type slowListener struct {
+	*net.TCPListener
+	mayGo chan struct{}
+}
+
+func (l *slowListener) Accept() (net.Conn, error) {
+	<-l.mayGo
+	return l.TCPListener.Accept()
+}
+
+// TestPortableBusy: stops while clients make a connection for each request.
+// Some are refused or reset when the socket is closed: the kernel goes on
+// completing handshakes for it, which only Linux can be talked out of. Whoever
+// was accepted is answered.
+func TestPortableBusy(t *testing.T) {
+	var accepted, answered atomic.Int32
+	s := &Server{
+		Server: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			accepted.Add(1)
+			io.WriteString(w, "ok")
+		})},
+		NoSignalHandling: true,
+		Timeout:          20 * time.Second,
+	}
+	l := portable(t, s)
+	done := servePortable(t, s, l)
+	var clients sync.WaitGroup
+	for range 8 {
+		clients.Go(func() {
+			for {
+				nc, err := net.Dial("tcp", l.Addr().String())
+				if err != nil {
+					return
+				}
+				nc.SetDeadline(time.Now().Add(20 * time.Second))
+				io.WriteString(nc, "GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+				b, err := io.ReadAll(nc)
+				nc.Close()
+				if err == nil && len(b) > 0 {
+					answered.Add(1)
+				} else if errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Error("a client hangs")
+				}
+			}
+		})
+	}
+	for answered.Load() < 100 {
+		time.Sleep(time.Millisecond)
+	}
+	if err := s.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	clients.Wait()
+	if a, b := accepted.Load(), answered.Load(); a != b {
+		t.Errorf("%d requests reached the handler, %d were answered", a, b)
+	}
+}
+
+// TestPortableLimit: with all slots taken, and a queue that tells nothing, the
+// stop does not wait for who may or may not be in it.
+func TestPortableLimit(t *testing.T) {
+	open, entered := make(chan struct{}), make(chan struct{})
+	s := &Server{
+		Server: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			close(entered)
+			<-open
+		})},
+		NoSignalHandling: true,
+		ListenLimit:      1,
+	}
+	l := portable(t, s)
+	done := servePortable(t, s, l)
+	nc, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	io.WriteString(nc, "GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+	<-entered
+	s.Stop(0)
+	for began := time.Now(); ; time.Sleep(time.Millisecond) {
+		nc, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			break
+		}
+		nc.Close()
+		if time.Since(began) > 10*time.Second {
+			t.Fatal("the socket is still open")
+		}
+	}
+	close(open)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,300 @@
+//go:build unix
+
+package graceful_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/seed-121bbccf/graceful"
+)
+
+// serverChildEnv names the part that this test binary plays as a child.
+const serverChildEnv = "GRACEFUL_TEST_SERVER_CHILD"
+
+// TestServerChild is not a test: it is what the child process of
+// TestServerSignals runs.
+func TestServerChild(t *testing.T) {
+	part := os.Getenv(serverChildEnv)
+	if part == "" {
+		t.Skip("only as a child process")
+	}
+	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if d, err := time.ParseDuration(r.URL.Path[1:]); err == nil {
+			fmt.Println("handling")
+			time.Sleep(d)
+		}
+		io.WriteString(w, "done")
+	})
+	newServer := func() *graceful.Server {
+		return &graceful.Server{
+			Server:    &http.Server{Addr: "127.0.0.1:0", Handler: h},
+			Timeout:   20 * time.Second,
+			IdleGrace: 20 * ms,
+			Logger:    graceful.DefaultLogger(),
+		}
+	}
+	var stopped []<-chan struct{}
+	start := func(srv *graceful.Server) {
+		ch, err := srv.Start(context.Background())
+		if err != nil {
+			fmt.Println(err)
+			os.Exit(9)
+		}
+		stopped = append(stopped, ch)
+		fmt.Println("serving", srv.Addrs()[0])
+	}
+	end := func() {
+		for _, ch := range stopped {
+			<-ch
+		}
+		fmt.Println("stopped")
+	}
+	switch part {
+	case "one", "second":
+		start(newServer())
+		end()
+	case "two":
+		start(newServer())
+		start(newServer())
+		end()
+	case "veto":
+		srv := newServer()
+		first := true
+		srv.BeforeShutdown = func() bool {
+			fmt.Println("asked")
+			ok := !first
+			first = false
+			return ok
+		}
+		start(srv)
+		end()
+	case "not ours": // the signal's default is the end
+		srv := newServer()
+		srv.NoSignalHandling = true
+		start(srv)
+		end()
+	case "afterwards":
+		srv := newServer()
+		start(srv)
+		srv.Shutdown(context.Background())
+		end()
+		time.Sleep(20 * time.Second) // until a signal ends it
+	case "run":
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			fmt.Println(err)
+			os.Exit(9)
+		}
+		addr := l.Addr().String()
+		l.Close() // Run does not tell its port
+		fmt.Println("serving", addr)
+		graceful.Run(addr, 10*time.Second, h)
+		fmt.Println("stopped")
+	case "run fails":
+		l, _ := net.Listen("tcp", "127.0.0.1:0")
+		graceful.Run(l.Addr().String(), 0, h)
+		fmt.Println("Run returned")
+	}
+	os.Exit(0)
+}
+
+// A child is a server in a process of its own.
+type child struct {
+	t      *testing.T
+	cmd    *exec.Cmd
+	lines  *bufio.Scanner
+	stderr strings.Builder
+	addr   []net.Addr
+}
+
+func startChild(t *testing.T, part string, servers int) *child {
+	t.Helper()
+	c := &child{t: t, cmd: exec.Command(os.Args[0], "-test.run=^TestServerChild$")}
+	c.cmd.Env = append(os.Environ(), serverChildEnv+"="+part)
+	c.cmd.Stderr = &c.stderr
+	out, err := c.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.cmd.Process.Kill() })
+	c.lines = bufio.NewScanner(out)
+	for range servers {
+		if !c.lines.Scan() || !strings.HasPrefix(c.lines.Text(), "serving ") {
+			t.Fatalf("child said %q", c.lines.Text())
+		}
+		addr, err := net.ResolveTCPAddr("tcp", strings.TrimPrefix(c.lines.Text(), "serving "))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.addr = append(c.addr, addr)
+	}
+	return c
+}
+
+func (c *child) says(want string) {
+	c.t.Helper()
+	if !c.lines.Scan() || c.lines.Text() != want {
+		c.t.Fatalf("child said %q, want %q", c.lines.Text(), want)
+	}
+}
+
+func (c *child) signal(sig os.Signal) {
+	c.t.Helper()
+	if err := c.cmd.Process.Signal(sig); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// exit waits for the end and expects the exit status code, or the death of a
+// signal. It returns what was logged.
+func (c *child) exit(code int, died syscall.Signal) string {
+	c.t.Helper()
+	for c.lines.Scan() {
+		c.t.Errorf("child also said %q", c.lines.Text())
+	}
+	err := c.cmd.Wait()
+	ws := syscall.WaitStatus(0)
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		ws = exit.Sys().(syscall.WaitStatus)
+	}
+	if died != 0 && (!ws.Signaled() || ws.Signal() != died) || died == 0 && (ws.Signaled() || ws.ExitStatus() != code) {
+		c.t.Errorf("child ended with %v, want exit %d, signal %v\n%s", err, code, died, c.stderr.String())
+	}
+	return c.stderr.String()
+}
+
+// later is when a signal counts as another one than the first.
+const later = 300 * ms
+
+// TestServerSignals sends real signals to real servers.
+func TestServerSignals(t *testing.T) {
+	t.Parallel()
+	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
+		t.Run(sig.String(), func(t *testing.T) {
+			t.Parallel()
+			c := startChild(t, "one", 1)
+			cl := dialClient(t, c.addr[0])
+			cl.ask("/500ms")
+			c.says("handling")
+			c.signal(sig)
+			sent := time.Now()
+			// The same keypress, forwarded by a supervisor; the other kind,
+			// for the kernel makes one of two that are alike.
+			c.signal(syscall.SIGINT + syscall.SIGTERM - sig)
+			echo := time.Since(sent) < 100*ms
+			if got := cl.answer(); echo && (got.err != nil || got.body != "done") {
+				t.Errorf("got %+v", got)
+			}
+			c.says("stopped")
+			log := c.exit(0, 0)
+			if !echo {
+				t.Skip("machine too slow for two signals within the window")
+			}
+			for _, text := range []string{"[graceful] shutdown initiated: ", "1 in flight", "[graceful] stopped after"} {
+				if !strings.Contains(log, text) {
+					t.Errorf("%q is not in the log:\n%s", text, log)
+				}
+			}
+			if strings.Contains(log, "second signal") {
+				t.Errorf("killed by an echo:\n%s", log)
+			}
+		})
+	}
+	t.Run("the second kills", func(t *testing.T) {
+		t.Parallel()
+		c := startChild(t, "second", 1)
+		cl := dialClient(t, c.addr[0])
+		cl.ask("/1h")
+		c.says("handling")
+		c.signal(syscall.SIGTERM)
+		time.Sleep(later)
+		c.signal(syscall.SIGINT)
+		if got := cl.answer(); got.err == nil {
+			t.Errorf("got %+v", got)
+		}
+		c.says("stopped")
+		log := c.exit(0, 0)
+		if !strings.Contains(log, "killed: second signal: interrupt") || !strings.Contains(log, "GET /1h") {
+			t.Errorf("log:\n%s", log)
+		}
+	})
+	t.Run("two servers", func(t *testing.T) {
+		t.Parallel()
+		c := startChild(t, "two", 2)
+		c1, c2 := dialClient(t, c.addr[0]), dialClient(t, c.addr[1])
+		c1.ask("/300ms")
+		c.says("handling")
+		c2.ask("/300ms")
+		c.says("handling")
+		c.signal(syscall.SIGTERM)
+		c1.expect("done")
+		c2.expect("done")
+		c.says("stopped")
+		log := c.exit(0, 0)
+		if n := strings.Count(log, "shutdown initiated: terminated"); n != 2 {
+			t.Errorf("%d servers were stopped:\n%s", n, log)
+		}
+	})
+	t.Run("veto", func(t *testing.T) {
+		t.Parallel()
+		c := startChild(t, "veto", 1)
+		c.signal(syscall.SIGTERM)
+		c.says("asked")
+		time.Sleep(later)
+		dialClient(t, c.addr[0]).get("/", "done")
+		c.signal(syscall.SIGINT)
+		c.says("asked")
+		c.says("stopped")
+		c.exit(0, 0)
+	})
+	t.Run("NoSignalHandling", func(t *testing.T) {
+		t.Parallel()
+		c := startChild(t, "not ours", 1)
+		c.signal(syscall.SIGTERM)
+		c.exit(0, syscall.SIGTERM)
+	})
+	t.Run("nothing is left", func(t *testing.T) {
+		t.Parallel()
+		c := startChild(t, "afterwards", 1)
+		c.says("stopped")
+		c.signal(syscall.SIGTERM)
+		c.exit(0, syscall.SIGTERM)
+	})
+	t.Run("Run", func(t *testing.T) {
+		t.Parallel()
+		c := startChild(t, "run", 1)
+		for began := time.Now(); fetch("http", c.addr[0]) != "done"; time.Sleep(10 * ms) {
+			if time.Since(began) > 10*time.Second {
+				t.Fatal("it does not serve")
+			}
+		}
+		c.signal(syscall.SIGINT)
+		c.says("stopped")
+		if log := c.exit(0, 0); !strings.Contains(log, "[graceful] shutdown initiated: interrupt") {
+			t.Errorf("log:\n%s", log)
+		}
+	})
+	t.Run("Run fails", func(t *testing.T) {
+		t.Parallel()
+		c := startChild(t, "run fails", 0)
+		if log := c.exit(1, 0); !strings.Contains(log, "[graceful] listen tcp") || !strings.Contains(log, "in use") {
+			t.Errorf("log:\n%s", log)
+		}
+	})
+}

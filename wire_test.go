@@ -1,0 +1,218 @@
+package graceful_test
+
+import (
+	"context"
+	"crypto/tls"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/seed-121bbccf/graceful"
+	"github.com/seed-121bbccf/graceful/internal/traffic"
+)
+
+// TestDeafPeers: 200 TLS connections, whose peers have stopped reading, are
+// closed together in no time when Timeout is over. Closing a *tls.Conn can take
+// five seconds each, for the alert that it writes.
+func TestDeafPeers(t *testing.T) {
+	const n = 200
+	for _, beside := range []bool{false, true} {
+		name := "the server's TLS"
+		if beside {
+			name = "a TLS listener"
+		}
+		t.Run(name, func(t *testing.T) {
+			var stuck atomic.Int32
+			var handlers sync.WaitGroup
+			over := make(chan struct{})
+			type socketKey struct{}
+			h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				handlers.Add(1)
+				defer handlers.Done()
+				// Closing TLS while a Write is under way is cheap, so half of
+				// them have none, on a socket that takes no byte more.
+				nc := r.Context().Value(socketKey{}).(net.Conn)
+				nc.SetWriteDeadline(time.Now().Add(50 * ms))
+				for b := make([]byte, 64<<10); ; {
+					if _, err := nc.Write(b); err != nil {
+						break
+					}
+				}
+				nc.SetWriteDeadline(time.Time{})
+				stuck.Add(1)
+				if r.URL.Path == "/write" {
+					w.Write(make([]byte, 1<<20))
+				}
+				<-over
+			})
+			srv := &graceful.Server{Server: &http.Server{Handler: h}, Timeout: 100 * ms}
+			srv.ConnContext = func(ctx context.Context, nc net.Conn) context.Context {
+				return context.WithValue(ctx, socketKey{}, nc.(*tls.Conn).NetConn())
+			}
+			s := serveTLS(t, srv, smallBuffers{listenTCP(t)}, beside)
+			addr := waitAddr(s)
+			// TLS 1.2 takes sessions up again for next to no work.
+			config := traffic.ClientTLS()
+			config.ServerName, config.MaxVersion = "127.0.0.1", tls.VersionTLS12
+			config.ClientSessionCache = tls.NewLRUClientSessionCache(1)
+			for i := range n {
+				nc := dialClient(t, addr).Conn
+				nc.(*net.TCPConn).SetReadBuffer(4 << 10)
+				newClient(t, tls.Client(nc, config)).ask([]string{"/write", "/wait"}[i%2])
+			}
+			for began := time.Now(); stuck.Load() < n; time.Sleep(10 * ms) {
+				if time.Since(began) > 20*time.Second {
+					t.Fatalf("only %d are stuck", stuck.Load())
+				}
+			}
+			s.stop()
+			got := s.end()
+			close(over)
+			handlers.Wait()
+			r := s.Report()
+			if len(r.Killed) != n || r.Kill > 2*time.Second || got > 4*time.Second {
+				t.Errorf("over after %v, kill %v, %d killed", got, r.Kill, len(r.Killed))
+			}
+		})
+	}
+}
+
+// smallBuffers makes writes to a peer that does not read get stuck soon.
+type smallBuffers struct{ net.Listener }
+
+func (l smallBuffers) Accept() (net.Conn, error) {
+	nc, err := l.Listener.Accept()
+	if err == nil {
+		nc.(*net.TCPConn).SetWriteBuffer(4 << 10)
+	}
+	return nc, err
+}
+
+// TestExpectContinue: a client that waits for leave to send its body gets it,
+// and is answered, though the stop came in between.
+func TestExpectContinue(t *testing.T) {
+	entered, read := make(chan struct{}), make(chan struct{})
+	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		close(entered)
+		<-read
+		io.Copy(w, r.Body)
+	})
+	for _, secure := range []bool{false, true} {
+		entered, read = make(chan struct{}), make(chan struct{})
+		srv := &graceful.Server{Server: &http.Server{Handler: h}, IdleGrace: 20 * ms, Timeout: 10 * time.Second}
+		var s *served
+		var c *client
+		if secure {
+			s = serveTLS(t, srv, listenTCP(t), false)
+			c = dialTLS(t, waitAddr(s), "http/1.1")
+		} else {
+			s = serve(t, srv, listenTCP(t))
+			c = dialClient(t, waitAddr(s))
+		}
+		c.send("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n")
+		<-entered
+		s.stop()
+		waitPhase(s, graceful.PhaseDraining)
+		time.Sleep(50 * ms)
+		close(read)
+		if line, err := c.br.ReadString('\n'); line != "HTTP/1.1 100 Continue\r\n" {
+			t.Errorf("got %q, %v", line, err)
+		}
+		c.br.ReadString('\n')
+		c.send("bo")
+		time.Sleep(50 * ms)
+		c.send("dy")
+		c.expect("body")
+		s.end()
+		if r := s.Report(); r.KillReason != "" || r.GaveUp > 0 {
+			t.Errorf("%v", r)
+		}
+	}
+}
+
+// TestPipelined: of requests that were sent behind one another the first is
+// answered whole. If its answer says close, the others are the client's to
+// repeat (RFC 9112 9.3.2); if it began before the stop and so does not, the
+// next is answered as well, and says it.
+func TestPipelined(t *testing.T) {
+	for _, begun := range []bool{false, true} {
+		for _, secure := range []bool{false, true} {
+			g := newGate()
+			h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if begun {
+					w.WriteHeader(200)
+					w.(http.Flusher).Flush()
+				}
+				g.ServeHTTP(w, r)
+				io.WriteString(w, strings.Repeat("x", 1<<16))
+			})
+			srv := &graceful.Server{Server: &http.Server{Handler: h}, IdleGrace: 100 * ms, Timeout: 10 * time.Second}
+			var s *served
+			var c *client
+			if secure {
+				s = serveTLS(t, srv, listenTCP(t), false)
+				c = dialTLS(t, waitAddr(s), "http/1.1")
+			} else {
+				s = serve(t, srv, listenTCP(t))
+				c = dialClient(t, waitAddr(s))
+			}
+			c.send("GET /first HTTP/1.1\r\nHost: h\r\n\r\nGET /second HTTP/1.1\r\nHost: h\r\n\r\n")
+			<-g.entered
+			s.stop()
+			waitPhase(s, graceful.PhaseDraining)
+			time.Sleep(200 * ms) // longer than the quiet window
+			close(g.open)
+			first := c.expect("/first" + strings.Repeat("x", 1<<16))
+			if first.close == begun && !secure {
+				t.Errorf("begun %v: the first answer says close: %v", begun, first.close)
+			}
+			if !first.close {
+				if second := c.expect("/second" + strings.Repeat("x", 1<<16)); !second.close && !begun {
+					t.Errorf("begun %v, TLS %v: the second answer does not say close", begun, secure)
+				}
+			}
+			if err := c.ended(); err != nil && first.close && !secure {
+				t.Logf("after the close: %v", err) // a reset is what unread requests make of it
+			}
+			s.end()
+			if r := s.Report(); r.KillReason != "" {
+				t.Errorf("begun %v, TLS %v: %v", begun, secure, r)
+			}
+		}
+	}
+}
+
+// TestSlowUpload: a body that is on its way when the stop comes is read to its
+// end, and the answer sent, over a connection that was idle for a while before.
+func TestSlowUpload(t *testing.T) {
+	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		w.Write(b)
+	})
+	s := serve(t, &graceful.Server{Server: &http.Server{Handler: h}, IdleGrace: 20 * ms, Timeout: 10 * time.Second}, listenTCP(t))
+	c := dialClient(t, waitAddr(s))
+	c.get("/", "")
+	body := strings.Repeat("0123456789", 20)
+	c.send("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 200\r\n\r\n" + body[:10])
+	waitStats(s, func(st graceful.Stats) int { return st.Active }, 1)
+	s.stop()
+	for i := 10; i < 200; i += 38 {
+		time.Sleep(30 * ms)
+		c.send(body[i : i+38])
+	}
+	c.expect(body)
+	s.end()
+	if diff := cmp.Diff(0, s.Report().GaveUp+len(s.Report().Killed)); diff != "" {
+		t.Errorf("%v", s.Report())
+	}
+}
