@@ -241,7 +241,7 @@ func TestRedisCommands(t *testing.T) {
 		{"INCR b\r\nINCR b\r\nGET b\r\n", ":1\r\n:2\r\n$1\r\n2\r\n"},
 		{"SET b\r\n", "-ERR wrong number of arguments for 'set' command\r\n"},
 		{"FLY\r\n", "-ERR unknown command \"FLY\"\r\n"},
-		{"*x\r\n", "-ERR Protocol error: invalid multibulk length\r\n"},
+		{"*x\r\n", "-ERR protocol error: invalid multibulk length\r\n"},
 	} {
 		if _, err := io.WriteString(client, step.say); err != nil {
 			t.Fatal(err)

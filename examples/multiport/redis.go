@@ -73,7 +73,7 @@ func answer(args []string, s *store) string {
 	return fmt.Sprintf("-ERR unknown command %q\r\n", args[0])
 }
 
-var errProtocol = errors.New("Protocol error")
+var errProtocol = errors.New("protocol error")
 
 // readCommand reads a command with its arguments, at least one word: an array
 // of bulk strings, or a line of words as a person types it.
