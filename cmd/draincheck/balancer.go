@@ -111,13 +111,16 @@ func newBalanced(c *config, start func(port, tlsPort int) (*process, error)) (*b
 	return b, nil
 }
 
+// balancerDirs are where balancers are that are not in PATH.
+var balancerDirs = []string{"/usr/sbin", "/usr/local/sbin", "/opt/homebrew/bin"}
+
 // lookBalancer finds the balancer's program, which Debian keeps from the PATH of
 // ordinary users.
 func lookBalancer(name string) (string, error) {
 	if path, err := exec.LookPath(name); err == nil {
 		return path, nil
 	}
-	for _, dir := range []string{"/usr/sbin", "/usr/local/sbin", "/opt/homebrew/bin"} {
+	for _, dir := range balancerDirs {
 		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
 			return path, nil
 		}

@@ -56,6 +56,7 @@ type Lane struct {
 	Answered int               `json:"answered"`
 	Refused  map[string]int    `json:"refused"`
 	Lost     map[string]int    `json:"lost"`
+	Early    int               `json:"lost_before_the_stop"` // of the lost: the stop's doing they are not
 	Doubled  int               `json:"doubled"`
 	Errors   map[string]string `json:"errors,omitempty"` // the first of each cause
 
@@ -129,6 +130,9 @@ func (l *Lane) add(res *traffic.Result, s Stop, warm time.Duration) {
 				l.before = append(l.before, m.End-m.Start)
 			}
 		}
+		if m.Outcome == traffic.Lost && m.End < signal {
+			l.Early++
+		}
 		at := int((m.End - signal).Milliseconds())
 		at -= ((at % binMS) + binMS) % binMS
 		if at < firstMS || at > lastMS {
@@ -183,6 +187,13 @@ func (s *Subject) sent() (n int) {
 func (s *Subject) lost() (n int) {
 	for _, l := range s.Lanes {
 		n += l.lost()
+	}
+	return n
+}
+
+func (s *Subject) lostBefore() (n int) {
+	for _, l := range s.Lanes {
+		n += l.Early
 	}
 	return n
 }

@@ -19,7 +19,8 @@ const (
 	headH   = 116.0 // title, verdict and the names of the moments
 	rowH    = 24.0
 	rowS    = 5.0
-	footH   = 62.0
+	axisH   = 26.0
+	footH   = 36.0
 	minBarW = 2.5
 )
 
@@ -38,17 +39,23 @@ func (r *Report) svg() []byte {
 	rows := r.rows()
 	p := &picture{from: -300, to: r.lastMoment() + 120}
 	p.bin = binMS * int(math.Max(1, math.Ceil(minBarW*(p.to-p.from)/panelW/binMS)))
-	width := labelW + float64(len(r.Subjects))*(panelW+countW+panelS)
-	height := headH + float64(len(rows))*(rowH+rowS) + footH
+	across := min(len(r.Subjects), 2)
+	down := (len(r.Subjects) + 1) / 2
+	each := headH + float64(len(rows))*(rowH+rowS) + axisH
+	width := labelW + float64(across)*(panelW+countW+panelS)
+	height := float64(down)*each + footH
 	p.f(`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %.0f %.0f" width="%.0f" height="%.0f" role="img" aria-label="%s">`,
 		width, height, width, height, html.EscapeString(r.headline()))
 	p.f("<style>%s</style>", svgStyle)
 	p.f(`<rect class="paper" width="%.0f" height="%.0f" rx="8"/>`, width, height)
-	for i, name := range rows {
-		p.f(`<text class="small" x="%.0f" y="%.1f" text-anchor="end">%s</text>`, labelW-10, p.y(i)+rowH*0.66, html.EscapeString(name))
-	}
 	for i, s := range r.Subjects {
-		p.x0 = labelW + float64(i)*(panelW+countW+panelS)
+		p.x0 = labelW + float64(i%2)*(panelW+countW+panelS)
+		p.y0 = float64(i/2) * each
+		if i%2 == 0 {
+			for i, name := range rows {
+				p.f(`<text class="small" x="%.0f" y="%.1f" text-anchor="end">%s</text>`, labelW-10, p.y(i)+rowH*0.66, html.EscapeString(name))
+			}
+		}
 		p.panel(s, rows)
 	}
 	p.legend(height-12, width)
@@ -70,13 +77,14 @@ func (r *Report) rows() []string {
 	return names
 }
 
-// lastMoment returns the latest of the subjects' exits.
+// lastMoment returns the latest of the subjects' exits, as far as the picture
+// goes: one that hangs would squeeze the others.
 func (r *Report) lastMoment() float64 {
 	last := 200.0
 	for _, s := range r.Subjects {
 		last = max(last, s.median(func(st Stop) float64 { return st.Exit }))
 	}
-	return min(last, lastMS)
+	return min(last, 2500)
 }
 
 // headline says what the picture shows, in one sentence.
@@ -93,12 +101,12 @@ type picture struct {
 	strings.Builder
 	from, to float64 // milliseconds, after the signal
 	bin      int     // width of a bar, in milliseconds
-	x0       float64 // left edge of the panel
+	x0, y0   float64 // the panel's bars' left edge, and its top
 }
 
 func (p *picture) f(format string, args ...any) { fmt.Fprintf(&p.Builder, format+"\n", args...) }
 
-func (p *picture) y(row int) float64 { return headH + float64(row)*(rowH+rowS) }
+func (p *picture) y(row int) float64 { return p.y0 + headH + float64(row)*(rowH+rowS) }
 
 func (p *picture) x(ms float64) float64 { return p.x0 + panelW*(ms-p.from)/(p.to-p.from) }
 
@@ -107,9 +115,9 @@ func (p *picture) panel(s *Subject, rows []string) {
 	if s.lost() > 0 {
 		class = "bad"
 	}
-	p.f(`<text class="h" x="%.1f" y="26">%s</text>`, p.x0, html.EscapeString(clip(s.Name, 60)))
-	p.f(`<text class="v %s" x="%.1f" y="52">%s lost</text>`, class, p.x0, thousands(s.lost()))
-	p.f(`<text class="dim" x="%.1f" y="52" text-anchor="end">of %s requests, %d stops</text>`, p.x0+panelW, thousands(s.sent()), len(s.Stops))
+	p.f(`<text class="h" x="%.1f" y="%.1f">%s</text>`, p.x0, p.y0+26, html.EscapeString(clip(s.Name, 60)))
+	p.f(`<text class="v %s" x="%.1f" y="%.1f">%s lost</text>`, class, p.x0, p.y0+52, thousands(s.lost()))
+	p.f(`<text class="dim" x="%.1f" y="%.1f" text-anchor="end">of %s requests, %d stops</text>`, p.x0+panelW, p.y0+52, thousands(s.sent()), len(s.Stops))
 	for i, name := range rows {
 		for _, l := range s.Lanes {
 			if l.Name == name {
@@ -135,18 +143,26 @@ func (p *picture) lane(l *Lane, y float64) {
 		most = max(most, b.Answered)
 	}
 	w := p.x(float64(p.bin)) - p.x(0)
-	for _, b := range bars {
-		x := p.x(float64(b.MS))
-		bar := func(class string, h float64, n int, what string) {
-			if n > 0 {
-				p.f(`<rect class="%s" x="%.1f" y="%.1f" width="%.1f" height="%.1f"><title>%s: %d %s, %d ms after the signal</title></rect>`,
-					class, x, y+rowH-h, w+0.2, h, html.EscapeString(l.Name), n, what, b.MS)
+	// One path for all bars of an outcome: a file of a tenth of the size.
+	path := func(class string, height func(Bin) float64) {
+		var d strings.Builder
+		for _, b := range bars {
+			if h := height(b); h > 0 {
+				fmt.Fprintf(&d, "M%.1f %.1fv-%.1fh%.1fv%.1f", p.x(float64(b.MS)), y+rowH, h, w, h)
 			}
 		}
-		bar("ref", rowH*0.2, b.Refused, "refused")
-		bar("ans", rowH*(0.12+0.88*float64(b.Answered)/float64(most)), b.Answered, "answered")
+		if d.Len() > 0 {
+			p.f(`<path class="%s" d="%s"/>`, class, d.String())
+		}
 	}
-	for _, b := range bars { // on top of their neighbours
+	path("ref", func(b Bin) float64 { return rowH * 0.2 * float64(min(b.Refused, 1)) })
+	path("ans", func(b Bin) float64 {
+		if b.Answered == 0 {
+			return 0
+		}
+		return rowH * (0.12 + 0.88*float64(b.Answered)/float64(most))
+	})
+	for _, b := range bars { // on top, and with its number under the pointer
 		if b.Lost > 0 {
 			p.f(`<rect class="lost" x="%.1f" y="%.1f" width="%.1f" height="%.1f"><title>%s: %d lost, %d ms after the signal</title></rect>`,
 				p.x(float64(b.MS)), y, math.Max(w, 3), rowH, html.EscapeString(l.Name), b.Lost, b.MS)
@@ -182,7 +198,7 @@ func (p *picture) rebin(bins []Bin) []Bin {
 // name on a line of its own above the rows.
 func (p *picture) moments(s *Subject, bottom float64) {
 	mark := func(ms float64, class, label string, line int) {
-		x, y := p.x(ms), headH-44+float64(line)*14
+		x, y := p.x(ms), p.y0+headH-44+float64(line)*14
 		anchor, dx := "start", 5.0
 		if x > p.x0+panelW*0.6 {
 			anchor, dx = "end", -5

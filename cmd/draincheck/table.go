@@ -43,6 +43,9 @@ func (s *Subject) summary() string {
 	}
 	out := fmt.Sprintf("of %d requests in %d stops of %s; exit after %.0f ms (median)",
 		s.sent(), len(s.Stops), s.Name, s.median(func(st Stop) float64 { return st.Exit }))
+	if n := s.lostBefore(); n > 0 {
+		out += fmt.Sprintf("; %d of the lost before any stop: -rate may be too much for it", n)
+	}
 	if killed > 0 {
 		out += fmt.Sprintf("; killed after -grace in %d", killed)
 	}
@@ -89,8 +92,11 @@ func (s *Subject) writeTable(w io.Writer) {
 	fmt.Fprintln(w)
 }
 
-// short returns milliseconds for a table.
+// short returns milliseconds for a table; 0 is that of nothing at all.
 func short(ms float64) string {
+	if ms == 0 {
+		return "–"
+	}
 	if ms < 10 {
 		return fmt.Sprintf("%.1f ms", ms)
 	}
