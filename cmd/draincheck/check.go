@@ -27,6 +27,10 @@ func (c *config) check(ctx context.Context, stderr io.Writer) (*Report, error) {
 			return nil, err
 		}
 	}
+	return c.checkSubjects(ctx, stderr)
+}
+
+func (c *config) checkSubjects(ctx context.Context, stderr io.Writer) (*Report, error) {
 	rep := c.newReport(append([]string{"draincheck"}, os.Args[1:]...))
 	bar := newProgress(stderr, c.rounds*len(c.subjects))
 	defer bar.end()

@@ -4,6 +4,7 @@
 //	draincheck -- ./my-server -port {port}    # yours: starts it, loads it, stops it, counts
 //	draincheck -via haproxy -- ./my-server -port {port}
 //	draincheck -url http://127.0.0.1:8080 -pid 4711
+//	draincheck results                        # makes this repository's docs/results.md
 //
 // It puts load of several kinds on the server, sends it SIGTERM in the middle,
 // waits for its exit, and counts. A request is lost if any of its bytes were
@@ -32,6 +33,9 @@ func main() {
 	if len(os.Args) > 1 && os.Args[1] == serveCommand {
 		stop() // the server under test has its own way with signals
 		os.Exit(serveMain(os.Args[2:]))
+	}
+	if len(os.Args) > 1 && os.Args[1] == resultsCommand {
+		os.Exit(resultsMain(ctx, os.Args[2:], os.Stderr))
 	}
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }

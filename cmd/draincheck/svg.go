@@ -22,6 +22,8 @@ const (
 	axisH   = 26.0
 	footH   = 36.0
 	minBarW = 2.5
+
+	maxHover = 30 // bars of losses in a row that have a text of their own
 )
 
 const svgStyle = `
@@ -162,8 +164,18 @@ func (p *picture) lane(l *Lane, y float64) {
 		}
 		return rowH * (0.12 + 0.88*float64(b.Answered)/float64(most))
 	})
-	for _, b := range bars { // on top, and with its number under the pointer
+	// The losses on top. A few of them have their number under the pointer.
+	lossy := 0
+	for _, b := range bars {
 		if b.Lost > 0 {
+			lossy++
+		}
+	}
+	if lossy > maxHover {
+		path("lost", func(b Bin) float64 { return rowH * float64(min(b.Lost, 1)) })
+	}
+	for _, b := range bars {
+		if b.Lost > 0 && lossy <= maxHover {
 			p.f(`<rect class="lost" x="%.1f" y="%.1f" width="%.1f" height="%.1f"><title>%s: %d lost, %d ms after the signal</title></rect>`,
 				p.x(float64(b.MS)), y, math.Max(w, 3), rowH, html.EscapeString(l.Name), b.Lost, b.MS)
 		}
@@ -226,7 +238,7 @@ func (p *picture) axis(bottom float64) {
 		}
 	}
 	for t := math.Ceil(p.from/step) * step; t <= p.to; t += step {
-		label := fmt.Sprintf("%.0f ms", t)
+		label := fmt.Sprintf("%.0f ms", t+0) // -0 is 0 too
 		if step >= 1000 {
 			label = fmt.Sprintf("%.0f s", t/1000)
 		}
