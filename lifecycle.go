@@ -85,9 +85,13 @@ type lifecycle struct {
 	timeout   time.Duration
 	killed    string // why
 	letGo     func() // stops catching signals; nil if none are caught
-	report    Report
-	phaseAt   time.Time // when the phase began
-	closeErr  error     // the first error of closing a listener
+	joined    bool   // a Group has the signals and calls the delay
+
+	// hold keeps the delay from ending; nil if nothing does. No values sent.
+	hold     chan struct{}
+	report   Report
+	phaseAt  time.Time // when the phase began
+	closeErr error     // the first error of closing a listener
 }
 
 func (lc *lifecycle) init(p protocol) {
@@ -145,7 +149,12 @@ func (lc *lifecycle) admit(l *listener) bool {
 func (lc *lifecycle) release(l *listener) {
 	err := l.Close()
 	lc.mu.Lock()
-	lc.listeners = slices.DeleteFunc(lc.listeners, func(x *listener) bool { return x == l })
+	i := slices.Index(lc.listeners, l)
+	if i < 0 {
+		lc.mu.Unlock()
+		return // a second time
+	}
+	lc.listeners = slices.Delete(lc.listeners, i, i+1)
 	last := len(lc.listeners) == 0 && lc.Phase() >= PhaseDraining
 	if err != nil && lc.closeErr == nil && !errors.Is(err, net.ErrClosed) {
 		lc.closeErr = err
@@ -166,7 +175,7 @@ func (lc *lifecycle) release(l *listener) {
 func (lc *lifecycle) catch() {
 	lc.mu.Lock()
 	defer lc.mu.Unlock()
-	if lc.letGo != nil || lc.Phase() != PhaseServing {
+	if lc.letGo != nil || lc.joined || lc.Phase() != PhaseServing {
 		return
 	}
 	lc.letGo = catchSignals(
@@ -209,6 +218,40 @@ func (lc *lifecycle) order(reason string, timeout *time.Duration) {
 	lc.mu.Lock()
 	defer lc.mu.Unlock()
 	lc.setTimeoutLocked(timeout)
+	if lc.hold != nil {
+		close(lc.hold)
+		lc.hold = nil
+	}
+	lc.beginLocked(reason)
+}
+
+// join gives the signals and the delay to a Group. It panics if it is too late
+// for that.
+func (lc *lifecycle) join() {
+	lc.mu.Lock()
+	defer lc.mu.Unlock()
+	switch {
+	case lc.joined:
+		panic("graceful: Group.Add of what belongs to a Group already")
+	case lc.served || lc.Phase() != PhaseServing:
+		panic("graceful: Group.Add of what serves already, or has been stopped")
+	}
+	lc.joined = true
+}
+
+// beginHeld begins the shutdown with a delay that lasts until somebody else
+// orders the shutdown.
+func (lc *lifecycle) beginHeld(reason string) {
+	lc.mu.Lock()
+	defer lc.mu.Unlock()
+	if lc.Phase() == PhaseServing {
+		lc.hold = make(chan struct{})
+		lc.beginLocked(reason)
+	}
+}
+
+// beginLocked begins the shutdown, if none has begun.
+func (lc *lifecycle) beginLocked(reason string) {
 	if lc.Phase() != PhaseServing {
 		return
 	}
@@ -273,8 +316,17 @@ func (lc *lifecycle) shutDown(reason string) {
 	lc.p.beginDelay()
 
 	lc.mu.Lock()
-	delay := lc.cfg.delay
+	delay, hold := lc.cfg.delay, lc.hold
+	if lc.joined {
+		delay = 0
+	}
 	lc.mu.Unlock()
+	if hold != nil {
+		select {
+		case <-hold:
+		case <-lc.killing:
+		}
+	}
 	if delay > 0 {
 		lc.p.logf("still serving for %s, so that load balancers notice", round(delay))
 		t := time.NewTimer(delay)
@@ -504,6 +556,24 @@ func (lc *lifecycle) currentReport() Report {
 		r.Kill = time.Since(lc.phaseAt)
 	}
 	return r
+}
+
+// openConns returns the connections that are open.
+func (lc *lifecycle) openConns() []*conn {
+	lc.mu.Lock()
+	m := lc.m
+	lc.mu.Unlock()
+	if m == nil {
+		return nil
+	}
+	return m.conns()
+}
+
+// skipDelay makes a shutdown that has not begun begin without a delay.
+func (lc *lifecycle) skipDelay() {
+	lc.mu.Lock()
+	lc.cfg.delay = 0
+	lc.mu.Unlock()
 }
 
 func (lc *lifecycle) allAddrs() []net.Addr {

@@ -3,7 +3,6 @@ package graceful_test
 import (
 	"flag"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"sync"
@@ -15,8 +14,8 @@ import (
 )
 
 var (
-	stops   = flag.Int("stops", 20, "how often each server of TestNoLoss is stopped")
-	clients = flag.Int("clients", 64, "how many clients are at it meanwhile")
+	stops   = flag.Int("stops", 0, "how often each server of TestNoLoss is stopped; 0 means 20, or 2 with -race")
+	clients = flag.Int("clients", 0, "how many clients are at it meanwhile; 0 means 64, or 12 with -race")
 	only    = flag.String("only", "", "play this kind of traffic in TestNoLoss and no other")
 	wide    = flag.Int("wide", 6, "how many kinds of traffic TestNoLoss plays at once")
 )
@@ -55,9 +54,17 @@ func lossCases() []lossCase {
 // That the clients can see a loss is theirs to prove: internal/traffic's tests
 // do, on servers made to lose, and so does BenchmarkLossOfNetHTTP.
 func TestNoLoss(t *testing.T) {
-	n := *stops
-	if testing.Short() {
-		n = min(n, 3)
+	if *stops == 0 {
+		*stops = 20
+		if raceDetector {
+			*stops = 2
+		}
+	}
+	if *clients == 0 {
+		*clients = 64
+		if raceDetector {
+			*clients = 12
+		}
 	}
 	room := make(chan struct{}, *wide)
 	var wg sync.WaitGroup
@@ -73,15 +80,20 @@ func TestNoLoss(t *testing.T) {
 			room <- struct{}{}
 			defer func() { <-room }()
 			began := time.Now()
-			res := playLoss(t, c, n)
+			res := playLoss(t, c, *stops)
 			if res == nil {
 				return
 			}
-			if res.LostCount() > 0 {
+			if res.LostCount() > res.Paused() {
 				t.Errorf("%v: %v %v", c, res, res.Errors)
 			}
-			if c.successor && (res.RefusedCount() > 0 || res.Slowest > 900*time.Millisecond) {
-				t.Errorf("%v: refused or late: %v %v", c, res, res.Errors)
+			if c.successor && res.RefusedCount() > 0 {
+				t.Errorf("%v: refused: %v %v", c, res, res.Errors)
+			}
+			// A SYN that is dropped is sent again after a second. Where half
+			// of all take their time, the machine is to blame.
+			if half := res.Latency(0, time.Hour, 0.5)[0]; c.successor && res.Slowest > time.Second && half < 100*time.Millisecond {
+				t.Errorf("%v: one waited for a second: %v %v", c, res, res.Errors)
 			}
 			if testing.Verbose() {
 				fmt.Printf("%-30v %6.2fs %v\n", c, time.Since(began).Seconds(), res)
@@ -100,7 +112,8 @@ func playLoss(t *testing.T, c lossCase, n int) *traffic.Result {
 	}
 	load := traffic.Load{
 		Addr: addr, Kind: c.kind, Clients: *clients, Conns: 8,
-		Redial: 2 * time.Millisecond, Work: time.Millisecond,
+		Redial: 5 * time.Millisecond, Work: time.Millisecond,
+		Window: graceOfServers,
 	}
 	if c.tls {
 		load.TLS = traffic.ClientTLS()
@@ -139,8 +152,10 @@ func playLoss(t *testing.T, c lossCase, n int) *traffic.Result {
 	return res
 }
 
-// startServer starts a server for c. One that takes an address over has to
-// wait for the kernel to let go of it.
+// graceOfServers is the quiet window of the servers that are stopped.
+const graceOfServers = 300 * time.Millisecond
+
+// startServer starts a server for c.
 func startServer(t *testing.T, c lossCase, h http.Handler, addr string) (*graceful.Server, string) {
 	hs := &http.Server{Addr: addr, Handler: h, Protocols: new(http.Protocols)}
 	hs.Protocols.SetHTTP1(true)
@@ -151,8 +166,8 @@ func startServer(t *testing.T, c lossCase, h http.Handler, addr string) (*gracef
 	}
 	srv := &graceful.Server{
 		Server:           hs,
-		Timeout:          20 * time.Second,
-		IdleGrace:        250 * time.Millisecond,
+		Timeout:          30 * time.Second,
+		IdleGrace:        graceOfServers,
 		ReusePort:        c.successor,
 		WaitHijacked:     true,
 		NoSignalHandling: true,
@@ -172,9 +187,7 @@ func stopServer(t *testing.T, c lossCase, srv *graceful.Server, i int) {
 	if err := srv.Shutdown(t.Context()); err != nil {
 		t.Errorf("%v, stop %d: %v\n%v", c, i, err, srv.Report())
 	}
-	if took := time.Since(began); took > 10*time.Second {
-		t.Errorf("%v, stop %d took %v\n%v", c, i, took, srv.Report())
+	if r := srv.Report(); r.KillReason != "" || r.GaveUp > 0 {
+		t.Errorf("%v, stop %d took %v\n%v", c, i, time.Since(began), r)
 	}
 }
-
-var _ net.Addr

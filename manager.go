@@ -1,6 +1,7 @@
 package graceful
 
 import (
+	"maps"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -29,10 +30,11 @@ type manager struct {
 	remove chan *conn
 
 	// From the shutdown to run.
-	begin  chan struct{}      // the drain begins
-	sealed chan struct{}      // no more connections will be added
-	census chan chan<- census // count the connections
-	kill   chan chan<- []*conn
+	begin  chan struct{}       // the drain begins
+	sealed chan struct{}       // no more connections will be added
+	census chan chan<- census  // count the connections
+	list   chan chan<- []*conn // list the connections
+	kill   chan chan<- []*conn // list them, and return
 
 	// done is closed when run returns: the last connection is gone, or what
 	// was left has been handed to kill.
@@ -94,6 +96,7 @@ func newManager(rules drainRules) *manager {
 		begin:  make(chan struct{}),
 		sealed: make(chan struct{}),
 		census: make(chan chan<- census),
+		list:   make(chan chan<- []*conn),
 		kill:   make(chan chan<- []*conn),
 		done:   make(chan struct{}),
 	}
@@ -155,11 +158,16 @@ func (m *manager) count() (census, bool) {
 	}
 }
 
+// conns returns the open connections, and nil if run has returned.
+func (m *manager) conns() []*conn { return m.ask(m.list) }
+
 // abandon makes run return and hands over the connections that were left.
-func (m *manager) abandon() []*conn {
+func (m *manager) abandon() []*conn { return m.ask(m.kill) }
+
+func (m *manager) ask(order chan chan<- []*conn) []*conn {
 	reply := make(chan []*conn, 1)
 	select {
-	case m.kill <- reply:
+	case order <- reply:
 		return <-reply
 	case <-m.done:
 		return nil
@@ -193,11 +201,8 @@ func (m *manager) run() {
 		alarm  = time.NewTimer(0)
 	)
 	alarm.Stop()
-	defer func() {
-		alarm.Stop()
-		m.last = countConns(conns, count)
-		close(m.done)
-	}()
+	defer close(m.done)
+	defer alarm.Stop()
 
 	// over reports whether nothing is left to wait for.
 	over := func() bool {
@@ -254,15 +259,16 @@ func (m *manager) run() {
 
 		case reply := <-m.census:
 			reply <- countConns(conns, count)
+		case reply := <-m.list:
+			reply <- slices.Collect(maps.Keys(conns))
 		case reply := <-m.kill:
-			left := make([]*conn, 0, len(conns))
-			for c := range conns {
-				left = append(left, c)
-			}
+			left := slices.Collect(maps.Keys(conns))
+			m.last = countConns(conns, count) // before its reader is let go
 			reply <- left
 			return
 		}
 	}
+	m.last = count
 }
 
 // countConns fills in what the states say now.

@@ -125,27 +125,8 @@ func (s *Server) ServeTLS(l net.Listener, certFile, keyFile string) error {
 // If the http.Server's TLSConfig has a certificate, or a function that gets
 // one, Start serves TLS, with ":https" for an empty Addr.
 func (s *Server) Start(ctx context.Context) (stopped <-chan struct{}, err error) {
-	if err := ctx.Err(); err != nil {
-		return nil, fmt.Errorf("graceful: Start: %w", err)
-	}
-	if err := s.prepare(); err != nil {
-		return nil, err
-	}
-	var config *tls.Config
-	addr := ":http"
-	if hasCertificate(s.Server.TLSConfig) {
-		config = s.withProtocols(s.Server.TLSConfig)
-		addr = ":https"
-	}
-	l, err := s.listen(addr)
+	tl, config, err := s.bind(ctx)
 	if err != nil {
-		return nil, err
-	}
-	tl, err := s.open(l, config)
-	if tl == nil {
-		if err == nil {
-			err = errNotServed
-		}
 		return nil, err
 	}
 	context.AfterFunc(ctx, func() {
@@ -157,6 +138,34 @@ func (s *Server) Start(ctx context.Context) (stopped <-chan struct{}, err error)
 		}
 	}()
 	return s.life.stopped, nil
+}
+
+// bind is Start's first half: it listens, and serves nothing yet.
+func (s *Server) bind(ctx context.Context) (*listener, *tls.Config, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, nil, fmt.Errorf("graceful: Start: %w", err)
+	}
+	if err := s.prepare(); err != nil {
+		return nil, nil, err
+	}
+	var config *tls.Config
+	addr := ":http"
+	if hasCertificate(s.Server.TLSConfig) {
+		config = s.withProtocols(s.Server.TLSConfig)
+		addr = ":https"
+	}
+	l, err := s.listen(addr)
+	if err != nil {
+		return nil, nil, err
+	}
+	tl, err := s.open(l, config)
+	if tl == nil {
+		if err == nil {
+			err = errNotServed
+		}
+		return nil, nil, err
+	}
+	return tl, config, nil
 }
 
 // Addrs returns the addresses of the listeners that the Server serves or has

@@ -24,20 +24,31 @@ const samePress = 250 * time.Millisecond
 //
 // The callbacks run on goroutines of the catcher, one at a time. A signal that
 // arrives while initiate is still making up its mind is kept, with the time at
-// which it came, and looked at when initiate has returned. Neither callback is
-// started after stop has returned; one that is running then runs to its end.
+// which it came, and looked at when initiate has returned.
 //
-// stop lets go of the signals and ends the catcher. It waits for no callback,
-// so it may be called from inside one, concurrently and more than once.
+// stop lets go of the signals and ends the catcher. It waits for no callback, so
+// it may be called from inside one, concurrently and more than once; a callback
+// that was due when stop was called may run after stop has returned.
 //
-// Several catchers in one process each get every signal. The first
-// signal.Notify of a process starts a goroutine that never ends: it must not
-// be made inside a testing/synctest bubble.
+// Several catchers in one process each get every signal. While a Group catches
+// signals it conducts: initiate is then called only once the Group's servers
+// drain, so that a server which the Group does not know as one of this package
+// serves on during its ShutdownDelay.
+//
+// The first signal.Notify of a process starts a goroutine that never ends: it
+// must not be made inside a testing/synctest bubble.
 func catchSignals(initiate func(os.Signal) bool, kill func(os.Signal)) (stop func()) {
+	done := make(chan struct{})
+	return catchSignalsUntil(done, func(sig os.Signal) bool {
+		return awaitConductors(done) && initiate(sig)
+	}, kill)
+}
+
+// catchSignalsUntil is catchSignals without conductors. stop closes done.
+func catchSignalsUntil(done chan struct{}, initiate func(os.Signal) bool, kill func(os.Signal)) (stop func()) {
 	// The buffer keeps a second signal that comes with the first; os/signal
 	// drops what does not fit, it does not wait.
 	c := make(chan os.Signal, 4)
-	done := make(chan struct{})
 	signal.Notify(c, os.Interrupt, syscall.SIGTERM)
 	letGo := func() { signal.Stop(c) }
 	go watchSignals(c, done, initiate, func(sig os.Signal) {
@@ -48,6 +59,49 @@ func catchSignals(initiate func(os.Signal) bool, kill func(os.Signal)) (stop fun
 		letGo()
 		close(done)
 	})
+}
+
+// conductors are the groups that catch signals and whose servers do not drain
+// yet: channels on which nothing is sent, closed when they do.
+var (
+	conductorsMu sync.Mutex // guards conductors
+	conductors   = make(map[chan struct{}]bool)
+)
+
+// conduct makes the catchers of the process wait until release is called, which
+// may be called more than once.
+func conduct() (release func()) {
+	c := make(chan struct{})
+	conductorsMu.Lock()
+	defer conductorsMu.Unlock()
+	conductors[c] = true
+	return sync.OnceFunc(func() {
+		conductorsMu.Lock()
+		defer conductorsMu.Unlock()
+		delete(conductors, c)
+		close(c)
+	})
+}
+
+// awaitConductors waits until nobody conducts, and reports whether that was so
+// before done was closed.
+func awaitConductors(done <-chan struct{}) bool {
+	for {
+		var c chan struct{}
+		conductorsMu.Lock()
+		for c = range conductors {
+			break
+		}
+		conductorsMu.Unlock()
+		if c == nil {
+			return true
+		}
+		select {
+		case <-c:
+		case <-done:
+			return false
+		}
+	}
 }
 
 // watchSignals plays catchSignals' rules on the signals from c until done is

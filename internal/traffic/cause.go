@@ -25,6 +25,8 @@ const (
 	causeDoubled = "doubled" // an answer that nobody had asked for
 	causeWrong   = "wrong"   // complete, but not the answer to this request
 
+	causePaused = "paused" // see Load.Window
+
 	// An HTTP/2 request that the server handed back untouched, and whose replay
 	// found nobody to connect to.
 	causeReplay = "replay refused"

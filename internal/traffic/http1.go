@@ -11,7 +11,10 @@ import (
 )
 
 // An h1Client speaks HTTP/1.1.
-type h1Client struct{ line }
+type h1Client struct {
+	line
+	began, sent time.Time // when the request's first and last bytes were out
+}
 
 // errUnsent means that a kept-alive connection failed before a single byte of
 // the next request had gone into it.
@@ -38,9 +41,9 @@ func (c *h1Client) do(id string) (Outcome, error) {
 			c.close()
 		}
 		if err != nil {
-			return Lost, err
+			return Lost, c.excuse(err, c.began)
 		}
-		c.used = true
+		c.used, c.quiet = true, c.sent
 		return Answered, nil
 	}
 }
@@ -63,6 +66,7 @@ func (c *h1Client) exchange(id string, deadline time.Time) (*http.Response, erro
 	if sendErr == nil && resp == nil {
 		sendErr = c.sendBody(body, k.upload)
 	}
+	c.sent = time.Now()
 	for resp == nil || resp.StatusCode == http.StatusContinue {
 		// Even if sending failed: the server may have answered early.
 		var err error
@@ -107,8 +111,10 @@ func (c *h1Client) sendHead(head string) error {
 		if n == 0 {
 			return fmt.Errorf("%w: %w", errUnsent, err)
 		}
+		c.began = time.Now()
 		return err
 	}
+	c.began = time.Now()
 	if second == "" {
 		return nil
 	}

@@ -21,6 +21,10 @@ type line struct {
 	br   *bufio.Reader
 	free func() bool // lets go of ctx
 	used bool        // a response has come over conn
+
+	// quiet is since when, at the earliest, the server may take the connection
+	// for quiet: it was dialled, or the last request was sent.
+	quiet time.Time
 }
 
 // dial opens the line if it is not open. Its error means that no byte of a
@@ -29,6 +33,7 @@ func (l *line) dial(deadline time.Time) error {
 	if l.conn != nil {
 		return nil
 	}
+	l.quiet = time.Now()
 	d := net.Dialer{Deadline: deadline}
 	conn, err := d.DialContext(l.ctx, "tcp", l.load.Addr)
 	if err != nil {
@@ -71,6 +76,15 @@ func (l *line) rest(flow context.Context, d time.Duration) bool {
 	}
 	l.close()
 	return true
+}
+
+// excuse returns err, as a pause if the server may have taken the connection
+// for quiet before the next request began to come, at the time given.
+func (l *line) excuse(err error, began time.Time) error {
+	if w := l.load.Window; w > 0 && began.Sub(l.quiet) > w {
+		return &failure{causePaused, err}
+	}
+	return err
 }
 
 func (l *line) close() {

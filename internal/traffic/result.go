@@ -74,6 +74,9 @@ func (r *Result) add(s Sample, err error) {
 	}
 }
 
+// Paused returns how many of the lost requests Load.Window excuses.
+func (r *Result) Paused() int { return r.Lost[causePaused] }
+
 // LostCount returns how many requests were lost, of whatever cause.
 func (r *Result) LostCount() int { return total(r.Lost) }
 

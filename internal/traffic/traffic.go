@@ -68,6 +68,14 @@ type Load struct {
 	// Work is how long Handler is asked to work on each request.
 	Work time.Duration
 
+	// Window is the quiet window that the server grants its idle connections.
+	// A request that was lost on a connection that may have been quiet for
+	// longer, as far as its client can know, is counted as lost for that
+	// cause, "paused": the server could not know of it, and on a machine with
+	// too much to do clients pause for longer than they are told to. 0 means
+	// that nothing excuses a loss.
+	Window time.Duration
+
 	// Deaf clients do not notice that the server ended their connection while
 	// they were thinking: they send into it. Without it they listen while they
 	// think, as http.Transport, HAProxy and nginx do.

@@ -1,0 +1,196 @@
+package graceful
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+)
+
+// GroupReport says how a Group's shutdown went, or goes.
+type GroupReport struct {
+	Reason  string        // why it began; "" while there is none
+	Began   time.Time     // its first moment
+	Took    time.Duration // until now, or until it was over
+	Timeout time.Duration // the budget: the group's Timeout; 0 is none
+	Killed  bool          // whether it was cut short by a kill
+	Over    bool          // whether it is final
+	Entries []GroupEntry  // servers, workers, cleanup, in the order in which they are shut down
+}
+
+// GroupEntry is what became of one server, worker or cleanup function.
+type GroupEntry struct {
+	Kind    string        // "server", "worker" or "cleanup"
+	Name    string        // as it was added
+	Outcome GroupOutcome  // what became of it
+	Took    time.Duration // from when it was told to end (a cleanup: to begin); 0 if it ended by itself
+	Errors  []error       // its errors, without its name
+	Detail  string        // a server's summary, or who in a Pool is busy
+}
+
+// GroupOutcome is what became of a part of a Group.
+type GroupOutcome string
+
+const (
+	GroupNotStarted GroupOutcome = "not started"
+	GroupRunning    GroupOutcome = "running"     // has not been told to end
+	GroupEnding     GroupOutcome = "ending"      // has been told, and is not back
+	GroupDone       GroupOutcome = "done"        // came back without an error
+	GroupFailed     GroupOutcome = "failed"      // came back with an error, or did not start
+	GroupCut        GroupOutcome = "cut"         // came back when it was told that its time was up
+	GroupLeftBehind GroupOutcome = "left behind" // has not come back
+)
+
+// Report returns how the shutdown goes. It may be called at any time and from
+// any goroutine; once Start's channel is closed it is final.
+func (g *Group) Report() GroupReport {
+	g.mu.Lock()
+	r := GroupReport{
+		Reason:  g.reason,
+		Began:   g.began,
+		Took:    g.took,
+		Timeout: g.Timeout,
+		Killed:  !g.killTime.IsZero(),
+		Over:    g.state == groupStopped,
+	}
+	if !r.Over && r.Reason != "" {
+		r.Took = time.Since(g.began)
+	}
+	tasks := g.tasksLocked()
+	for _, t := range tasks {
+		r.Entries = append(r.Entries, t.entryLocked())
+	}
+	g.mu.Unlock()
+	// Outside the lock, as it is other types' code.
+	for i, t := range tasks {
+		r.Entries[i].Detail = t.describe()
+	}
+	return r
+}
+
+func (t *groupTask) entryLocked() GroupEntry {
+	e := GroupEntry{Kind: t.kind, Name: t.name, Errors: slices.Clone(t.errs)}
+	switch {
+	case t.left:
+		e.Outcome = GroupLeftBehind
+	case t.parts > 0 && t.asked.IsZero():
+		e.Outcome = GroupRunning
+	case t.parts > 0:
+		e.Outcome = GroupEnding
+	case t.cut:
+		e.Outcome = GroupCut
+	case len(t.errs) > 0:
+		e.Outcome = GroupFailed
+	case !t.started:
+		e.Outcome = GroupNotStarted
+	default:
+		e.Outcome = GroupDone
+	}
+	switch {
+	case t.asked.IsZero() || !t.ended.IsZero() && t.ended.Before(t.asked):
+	case t.ended.IsZero():
+		e.Took = time.Since(t.asked)
+	default:
+		e.Took = t.ended.Sub(t.asked)
+	}
+	return e
+}
+
+// describe returns what the member or the Pool in the task says of itself.
+func (t *groupTask) describe() string {
+	t.g.mu.Lock()
+	detail := t.detail
+	t.g.mu.Unlock()
+	switch {
+	case t.member != nil:
+		return t.member.groupSummary()
+	case detail != nil:
+		return detail()
+	}
+	return ""
+}
+
+// String returns the report as a person would read it: a line about the whole
+// and a table of who took how long and what became of them.
+func (r GroupReport) String() string {
+	var b strings.Builder
+	if r.Reason == "" {
+		b.WriteString("running\n")
+	} else {
+		fmt.Fprintf(&b, "shutdown at %s: %s; ", r.Began.Format(time.DateTime), r.Reason)
+		took := r.Took.Round(time.Millisecond).String()
+		if r.Timeout > 0 {
+			took += " of " + r.Timeout.String()
+		}
+		switch {
+		case !r.Over:
+			b.WriteString("under way for " + took)
+		case r.Killed:
+			b.WriteString("killed, took " + took)
+		default:
+			b.WriteString("took " + took)
+		}
+		b.WriteString("\n")
+	}
+	// Notes are the last column, so that a long one widens no other; a table
+	// without trailing blanks can be compared in an example.
+	var table strings.Builder
+	w := tabwriter.NewWriter(&table, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(w, "KIND\tNAME\tTOOK\tOUTCOME\tNOTE")
+	for _, e := range r.Entries {
+		took := "-"
+		if e.Took > 0 {
+			took = e.Took.Round(time.Millisecond).String()
+		}
+		notes := make([]string, 0, 2)
+		for _, err := range e.Errors {
+			notes = append(notes, firstLine(err))
+		}
+		if e.Detail != "" && e.Outcome != GroupLeftBehind {
+			notes = append(notes, e.Detail)
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", e.Kind, e.Name, took, e.Outcome, strings.Join(notes, "; "))
+	}
+	w.Flush()
+	for line := range strings.Lines(table.String()) {
+		b.WriteString(strings.TrimRight(line, " \n") + "\n")
+	}
+	return b.String()
+}
+
+// summary counts the outcomes: "3 done, 1 left behind (mail)".
+func (r GroupReport) summary() string {
+	count := map[GroupOutcome]int{}
+	var left []string
+	for _, e := range r.Entries {
+		count[e.Outcome]++
+		if e.Outcome == GroupLeftBehind {
+			left = append(left, e.Name)
+		}
+	}
+	var parts []string
+	for _, o := range []GroupOutcome{GroupDone, GroupFailed, GroupCut, GroupLeftBehind, GroupNotStarted} {
+		if count[o] > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", count[o], o))
+		}
+	}
+	s := strings.Join(parts, ", ")
+	if left != nil {
+		s += " (" + strings.Join(left, ", ") + ")"
+	}
+	return s
+}
+
+// names lists the tasks that are not over.
+func (g *Group) names(tasks []*groupTask) string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var names []string
+	for _, t := range tasks {
+		if t.parts > 0 {
+			names = append(names, t.name)
+		}
+	}
+	return strings.Join(names, ", ")
+}

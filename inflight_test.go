@@ -1,0 +1,279 @@
+package graceful_test
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/seed-121bbccf/graceful"
+)
+
+func TestInFlight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var f graceful.InFlight
+		start := time.Now()
+		for range 3 {
+			if err := f.Add(1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		f.Done()
+		f.Add(2)
+		f.Add(-1)
+		f.Add(0)
+		if n := f.Count(); n != 3 {
+			t.Errorf("count %d", n)
+		}
+
+		var waits atomic.Int32
+		for range 3 {
+			go func() { f.Wait(); waits.Add(1) }()
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := f.WaitContext(ctx); err != context.DeadlineExceeded || time.Since(start) != time.Second {
+			t.Errorf("%v after %v", err, time.Since(start))
+		}
+		if err := f.Add(1); err != graceful.ErrDraining {
+			t.Errorf("Add while draining: %v", err)
+		}
+		if err := f.Add(0); err != nil {
+			t.Errorf("Add(0) while draining: %v", err)
+		}
+		if err := f.Add(-2); err != nil {
+			t.Errorf("Add(-2) while draining: %v", err)
+		}
+		synctest.Wait()
+		if n := waits.Load(); n != 0 || f.Count() != 1 {
+			t.Errorf("%d of 3 Waits returned at a count of %d", n, f.Count())
+		}
+		f.Done()
+		synctest.Wait()
+		if n := waits.Load(); n != 3 {
+			t.Errorf("%d of 3 Waits returned", n)
+		}
+		if err := f.Add(1); !errors.Is(err, graceful.ErrDraining) {
+			t.Errorf("Add after zero: %v", err)
+		}
+		// Of a context that is done and a count that is zero the count wins.
+		if err := f.WaitContext(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestInFlightTooManyDones(t *testing.T) {
+	for name, prepare := range map[string]func(f *graceful.InFlight){
+		"none":     func(f *graceful.InFlight) {},
+		"afterAdd": func(f *graceful.InFlight) { f.Add(2); f.Done(); f.Done() },
+		"drained":  func(f *graceful.InFlight) { f.Add(1); f.Done(); f.Wait() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			var f graceful.InFlight
+			prepare(&f)
+			for range 2 {
+				func() {
+					defer func() {
+						if recover() == nil {
+							t.Error("no panic")
+						}
+					}()
+					f.Done()
+				}()
+			}
+			if n := f.Count(); n != 0 {
+				t.Errorf("count %d", n)
+			}
+		})
+	}
+}
+
+// What is added on one goroutine is done on another, on any core, while
+// several wait: no Done panics, no Wait returns early, and none is left
+// waiting.
+func TestInFlightConcurrently(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(4))
+	for range 50 {
+		var f graceful.InFlight
+		var inside atomic.Int64
+		var all sync.WaitGroup
+		for range 8 {
+			work := make(chan struct{}, 64)
+			all.Go(func() {
+				defer close(work)
+				for {
+					inside.Add(1) // first, for Wait may return between Add and this
+					if err := f.Add(1); err != nil {
+						inside.Add(-1)
+						return
+					}
+					work <- struct{}{}
+				}
+			})
+			for range 2 {
+				all.Go(func() {
+					for range work {
+						inside.Add(-1)
+						f.Done()
+					}
+				})
+			}
+		}
+		for range 3 {
+			all.Go(func() {
+				time.Sleep(time.Millisecond)
+				f.Wait()
+				if n := f.Count(); n != 0 {
+					t.Errorf("Wait returned at a count of %d", n)
+				}
+			})
+		}
+		all.Wait()
+		if n := inside.Load(); n != 0 {
+			t.Errorf("%d inside", n)
+		}
+	}
+}
+
+func TestInFlightHandler(t *testing.T) {
+	bothProtocols(t, func(b *bench) {
+		f := graceful.InFlight{RetryAfter: 1500 * time.Millisecond}
+		end := make(chan struct{})
+		b.serve(f.Handler(handlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/panic" {
+				panic(http.ErrAbortHandler)
+			}
+			if r.URL.Path == "/slow" {
+				<-end
+			}
+			if n := f.Count(); n == 0 {
+				b.Errorf("%s is not counted", r.URL.Path)
+			}
+		})))
+		if _, err := b.client.Do(b.request("POST", "/panic", nil)); err == nil {
+			b.Error("no error")
+		}
+		b.get("/")
+		slow := make(chan struct{})
+		go func() { b.get("/slow"); close(slow) }()
+		synctest.Wait()
+		if n := f.Count(); n != 1 {
+			b.Errorf("count %d", n)
+		}
+		waited := make(chan struct{})
+		go func() { f.Wait(); close(waited) }()
+		synctest.Wait()
+
+		for accept, want := range map[string]http.Header{
+			"text/html": {
+				"Content-Type":   {"text/plain; charset=utf-8"},
+				"Content-Length": {"46"},
+			},
+			"application/json": {
+				"Content-Type":   {"application/json"},
+				"Content-Length": {"71"},
+			},
+		} {
+			want.Set("Cache-Control", "no-store")
+			want.Set("Retry-After", "2")
+			want.Set("X-Content-Type-Options", "nosniff")
+			resp := b.get("/", "Accept", accept)
+			b.body(resp)
+			resp.Header.Del("Date")
+			if diff := cmp.Diff(want, resp.Header); diff != "" || resp.StatusCode != 503 {
+				b.Error(resp.Status, diff)
+			}
+			if !b.http2 && !resp.Close { // over HTTP/2 it is a GOAWAY
+				b.Error("the connection stays open")
+			}
+		}
+		if resp := b.get("/healthz"); resp.StatusCode != 200 {
+			b.Error(resp.Status)
+		}
+		select {
+		case <-waited:
+			b.Error("Wait returned")
+		default:
+		}
+		close(end)
+		<-slow
+		<-waited
+		if resp := b.get("/"); resp.StatusCode != 503 {
+			b.Error(resp.Status)
+		}
+		if resp := b.get("/metrics/x"); resp.StatusCode != 200 {
+			b.Error(resp.Status)
+		}
+	})
+}
+
+func TestInFlightChoices(t *testing.T) {
+	f := graceful.InFlight{
+		LongRunning: func(r *http.Request) bool { return r.URL.Path == "/watch" },
+		Exempt:      func(r *http.Request) bool { return r.URL.Path == "/exempt" },
+		Refused: handlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(http.StatusTeapot)
+		}),
+	}
+	h := f.Handler(handlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if f.Count()+f.LongRunningCount() != 1 {
+			t.Errorf("%s: counts %d, %d", r.URL.Path, f.Count(), f.LongRunningCount())
+		}
+	}))
+	f.Wait()
+	for path, want := range map[string]int{"/": 418, "/watch": 418, "/healthz": 418, "/exempt": 200} {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+		if w.Code != want || (want == 418) != (w.Header().Get("Retry-After") == "1") {
+			t.Errorf("%s: %d %v", path, w.Code, w.Header())
+		}
+	}
+}
+
+func TestDefaultLongRunning(t *testing.T) {
+	for _, tt := range []struct {
+		method, path string
+		header       http.Header
+		want         bool
+	}{
+		{"GET", "/", nil, false},
+		{"GET", "/debug/pprof/", nil, true},
+		{"GET", "/debug/pprof/profile", nil, true},
+		{"GET", "/debug/pprof", nil, false},
+		{"GET", "/", http.Header{"Upgrade": {"websocket"}, "Connection": {"keep-alive, Upgrade"}}, true},
+		{"GET", "/", http.Header{"Upgrade": {"h2c, WebSocket"}, "Connection": {"upgrade"}}, true},
+		{"GET", "/", http.Header{"Upgrade": {"h2c"}, "Connection": {"upgrade"}}, false},
+		{"GET", "/", http.Header{"Upgrade": {"websocket"}}, false},
+		{"CONNECT", "/", http.Header{":protocol": {"websocket"}}, true},
+		{"CONNECT", "/", nil, false},
+		{"GET", "/", http.Header{"Accept": {"text/event-stream"}}, true},
+		{"GET", "/", http.Header{"Accept": {"text/html", "*/*, Text/Event-Stream;q=0.5"}}, true},
+		{"GET", "/", http.Header{"Accept": {"text/event-streams"}}, false},
+	} {
+		r := httptest.NewRequest("GET", tt.path, nil)
+		r.Method = tt.method
+		r.Header = tt.header
+		if got := graceful.DefaultLongRunning(r); got != tt.want {
+			t.Errorf("%s %s %v: %v", tt.method, tt.path, tt.header, got)
+		}
+	}
+}
+
+func TestDefaultExempt(t *testing.T) {
+	for path, want := range map[string]bool{
+		"/": false, "/readyz": true, "/readyz/db": true, "/livez": true, "/healthz": true, "/metrics": true,
+		"/readyzz": false, "/metricsx": false, "/x/readyz": false,
+	} {
+		if got := graceful.DefaultExempt(httptest.NewRequest("GET", path, nil)); got != want {
+			t.Errorf("%s: %v", path, got)
+		}
+	}
+}
