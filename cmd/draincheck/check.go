@@ -73,7 +73,7 @@ func (c *config) subjectRounds(ctx context.Context, s subject, bar *progress, st
 				return nil, err
 			}
 		}
-		if err := c.round(ctx, s, d, found); err != nil {
+		if err := c.round(ctx, d, found); err != nil {
 			return nil, err
 		}
 	}
@@ -84,14 +84,15 @@ func (c *config) subjectRounds(ctx context.Context, s subject, bar *progress, st
 	return found, nil
 }
 
-// load returns lane l's load on d, or why there can be none.
-func (c *config) load(s subject, d deployment, l lane) (traffic.Load, error) {
+// load returns lane l's load on d, or why there can be none. With any, the
+// answers need not be traffic.Handler's.
+func (c *config) load(d deployment, l lane, any bool) (traffic.Load, error) {
 	plain, secure := d.addrs()
 	load := traffic.Load{
 		Addr: plain, Kind: l.kind, Clients: c.clients, Rate: c.rate, Redial: redial,
-		Timeout: c.grace + 5*time.Second, Any: s.any, Path: c.path, Method: c.method,
+		Timeout: c.grace + 5*time.Second, Any: any, Path: c.path, Method: c.method,
 	}
-	if !s.any {
+	if !any {
 		load.Method = "POST"
 	}
 	if l.tls {
@@ -111,14 +112,19 @@ func (c *config) load(s subject, d deployment, l lane) (traffic.Load, error) {
 }
 
 // probe finds out which kinds of traffic the server takes, with one request of
-// each, and skips the others.
+// each, and skips the others. It also finds out whether its answers are those of
+// traffic.Handler, so that they can be checked to the last byte.
 func (c *config) probe(ctx context.Context, s subject, d deployment, found *Subject) error {
 	served := false
 	for i, l := range c.lanes {
-		load, err := c.load(s, d, l)
+		load, err := c.load(d, l, s.any)
 		if err == nil {
-			load.Clients, load.Limit, load.Rate, load.Redial, load.Timeout = 1, 1, 0, 0, 5*time.Second
-			err = try(ctx, load)
+			strict := load
+			strict.Any, strict.Method = false, "POST"
+			if err = try(ctx, strict); err != nil && s.any {
+				found.Lanes[i].any = true
+				err = try(ctx, load)
+			}
 		}
 		if err != nil {
 			found.Lanes[i].Skipped = err.Error()
@@ -136,6 +142,7 @@ func (c *config) probe(ctx context.Context, s subject, d deployment, found *Subj
 
 // try returns why load's one request was not answered.
 func try(ctx context.Context, load traffic.Load) error {
+	load.Clients, load.Limit, load.Rate, load.Redial, load.Timeout = 1, 1, 0, 0, 5*time.Second
 	if load.Kind.Name == traffic.Idle.Name {
 		load.Kind = traffic.KeepAlive
 	}
@@ -155,7 +162,7 @@ func try(ctx context.Context, load traffic.Load) error {
 }
 
 // round puts the load on, stops a server in the middle of it, and counts.
-func (c *config) round(ctx context.Context, s subject, d deployment, found *Subject) error {
+func (c *config) round(ctx context.Context, d deployment, found *Subject) error {
 	runs := make([]*traffic.Run, len(c.lanes))
 	defer func() {
 		for _, r := range runs {
@@ -170,7 +177,7 @@ func (c *config) round(ctx context.Context, s subject, d deployment, found *Subj
 		if found.Lanes[i].Skipped != "" {
 			continue
 		}
-		load, err := c.load(s, d, l)
+		load, err := c.load(d, l, found.Lanes[i].any)
 		if err != nil {
 			return err
 		}

@@ -67,6 +67,7 @@ type Lane struct {
 	// firstMS, relative to the signal, over all stops.
 	Timeline []Bin `json:"timeline"`
 
+	any            bool // answers are not traffic.Handler's
 	before, during []time.Duration
 }
 
