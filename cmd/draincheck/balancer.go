@@ -131,7 +131,7 @@ func lookBalancer(name string) (string, error) {
 func (b *balanced) ready(ctx context.Context) error {
 	for i := range b.servers {
 		if b.servers[i] == nil {
-			if err := b.launch(ctx, i); err != nil {
+			if err := b.launch(ctx, i, true); err != nil {
 				return err
 			}
 		}
@@ -142,19 +142,19 @@ func (b *balanced) ready(ctx context.Context) error {
 	if err := b.startBalancer(); err != nil {
 		return err
 	}
-	if err := b.balancer.ready(ctx); err != nil {
+	if err := b.balancer.ready(ctx, true); err != nil {
 		return fmt.Errorf("%s: %w", b.c.via, err)
 	}
 	return b.serving(ctx)
 }
 
-func (b *balanced) launch(ctx context.Context, i int) error {
+func (b *balanced) launch(ctx context.Context, i int, alone bool) error {
 	p, err := b.start(b.ports[i], b.ports[i+2])
 	if err != nil {
 		return err
 	}
 	b.servers[i] = p
-	return p.ready(ctx)
+	return p.ready(ctx, alone)
 }
 
 func (b *balanced) startBalancer() error {
@@ -223,7 +223,7 @@ func (b *balanced) roll(ctx context.Context) (Stop, error) {
 	b.servers[i] = nil
 	defer old.kill()
 	if b.c.replace {
-		if err := b.launch(ctx, i); err != nil {
+		if err := b.launch(ctx, i, false); err != nil {
 			return Stop{}, fmt.Errorf("the successor, which needs SO_REUSEPORT: %w", err)
 		}
 	}
@@ -234,7 +234,7 @@ func (b *balanced) roll(ctx context.Context) (Stop, error) {
 	if err := sleep(ctx, gap); err != nil {
 		return s, err
 	}
-	if err := b.launch(ctx, i); err != nil {
+	if err := b.launch(ctx, i, true); err != nil {
 		return s, err
 	}
 	return s, sleep(ctx, noticed)

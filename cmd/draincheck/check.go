@@ -32,7 +32,7 @@ func (c *config) check(ctx context.Context, stderr io.Writer) (*Report, error) {
 
 func (c *config) checkSubjects(ctx context.Context, stderr io.Writer) (*Report, error) {
 	rep := c.newReport(append([]string{"draincheck"}, os.Args[1:]...))
-	bar := newProgress(stderr, c.rounds*len(c.subjects))
+	bar := newProgress(stderr, c)
 	defer bar.end()
 	for _, s := range c.subjects {
 		found, err := c.subjectRounds(ctx, s, bar, stderr)
@@ -48,7 +48,6 @@ func (c *config) checkSubjects(ctx context.Context, stderr io.Writer) (*Report, 
 func (c *config) subjectRounds(ctx context.Context, s subject, bar *progress, stderr io.Writer) (*Subject, error) {
 	var verbose io.Writer
 	if c.verbose {
-		bar.quiet = true
 		verbose = stderr
 	}
 	d, err := c.deploy(s, verbose)
@@ -64,7 +63,6 @@ func (c *config) subjectRounds(ctx context.Context, s subject, bar *progress, st
 		})
 	}
 	for round := range c.rounds {
-		bar.round(s.Name, round, found)
 		if err := d.ready(ctx); err != nil {
 			return nil, err
 		}
@@ -73,14 +71,13 @@ func (c *config) subjectRounds(ctx context.Context, s subject, bar *progress, st
 				return nil, err
 			}
 		}
-		if err := c.round(ctx, d, found); err != nil {
+		if err := c.round(ctx, d, found, bar, round); err != nil {
 			return nil, err
 		}
 	}
 	for _, l := range found.Lanes {
 		l.finish()
 	}
-	bar.round(s.Name, c.rounds, found)
 	return found, nil
 }
 
@@ -162,7 +159,7 @@ func try(ctx context.Context, load traffic.Load) error {
 }
 
 // round puts the load on, stops a server in the middle of it, and counts.
-func (c *config) round(ctx context.Context, d deployment, found *Subject) error {
+func (c *config) round(ctx context.Context, d deployment, found *Subject, bar *progress, n int) error {
 	runs := make([]*traffic.Run, len(c.lanes))
 	defer func() {
 		for _, r := range runs {
@@ -185,6 +182,7 @@ func (c *config) round(ctx context.Context, d deployment, found *Subject) error 
 			return err
 		}
 	}
+	defer bar.follow(found, n, runs)()
 	for _, r := range runs {
 		if r == nil {
 			continue

@@ -67,7 +67,7 @@ func (d *direct) ready(ctx context.Context) error {
 		return err
 	}
 	d.now = p
-	return p.ready(ctx)
+	return p.ready(ctx, true)
 }
 
 func (d *direct) addrs() (plain, tls string) {
@@ -83,7 +83,7 @@ func (d *direct) roll(ctx context.Context) (Stop, error) {
 		if d.now, err = d.start(d.port, d.tls); err != nil {
 			return Stop{}, err
 		}
-		if err := d.now.ready(ctx); err != nil {
+		if err := d.now.ready(ctx, false); err != nil {
 			return Stop{}, fmt.Errorf("the successor, which needs SO_REUSEPORT: %w", err)
 		}
 	}
@@ -141,12 +141,7 @@ func (e *external) roll(ctx context.Context) (Stop, error) {
 	if err := sendSignal(e.c.pid, e.c.signal); err != nil {
 		return s, usageError{fmt.Errorf("sending %s to process %d: %w", s.Signal, e.c.pid, err)}
 	}
-	go func() {
-		if !watched {
-			<-done
-		}
-		closed <- w.gone(done)
-	}()
+	go func() { closed <- w.gone(done) }()
 	defer func() { <-closed }()
 	defer close(done)
 	for deadline := s.Began.Add(e.c.grace); alive(e.c.pid); {

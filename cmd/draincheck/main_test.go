@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -37,7 +38,7 @@ func testServer(mode string) int {
 		return 1
 	}
 	if mode == "stubborn" {
-		signal.Ignore(signals["TERM"])
+		signal.Ignore(syscall.SIGTERM)
 	}
 	http.Serve(ln, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
@@ -177,7 +178,7 @@ func TestExternal(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := p.ready(t.Context()); err != nil {
+		if err := p.ready(t.Context(), true); err != nil {
 			t.Fatal(err)
 		}
 		pid := strconv.Itoa(p.cmd.Process.Pid)
@@ -211,7 +212,7 @@ func TestInterrupt(t *testing.T) {
 		if status != exitLost || !strings.Contains(err, "interrupted") {
 			t.Errorf("after %v: status %d, %q", after, status, err)
 		}
-		if left := children(t); left != "" {
+		if left := children(); left != "" {
 			t.Errorf("after %v: left behind: %s", after, left)
 		}
 	}
@@ -236,16 +237,4 @@ func TestNoBalancer(t *testing.T) {
 			t.Errorf("status %d, %q", status, err)
 		}
 	}
-}
-
-// children returns the processes that this one has started and that still run.
-func children(t *testing.T) string {
-	if !canWatch {
-		t.Skip("needs Linux's /proc")
-	}
-	var left []string
-	for _, pid := range family(os.Getpid())[1:] {
-		left = append(left, strconv.Itoa(pid))
-	}
-	return strings.Join(left, " ")
 }

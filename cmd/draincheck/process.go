@@ -66,16 +66,17 @@ func startProcess(argv []string, port, tlsPort int, verbose io.Writer) (*process
 
 // ready waits until p listens on its port. Where one can look at the process's
 // own sockets that is asked, so that a predecessor on the same port is not
-// mistaken for it.
-func (p *process) ready(ctx context.Context) error {
+// mistaken for it. If there is none (alone), a listener that belongs to somebody
+// else will do in the end: Docker's, say.
+func (p *process) ready(ctx context.Context, alone bool) error {
 	ctx, cancel := context.WithTimeout(ctx, readyWithin)
 	defer cancel()
-	for {
+	for began := time.Now(); ; {
 		if w, ok := watchListener(p.cmd.Process.Pid, p.port); ok {
 			p.listener = w
 			return nil
 		}
-		if !canWatch {
+		if !canWatch || alone && time.Since(began) > 2*time.Second {
 			c, err := net.DialTimeout("tcp", p.addr(), time.Second)
 			if err == nil {
 				c.Close()

@@ -35,14 +35,15 @@ func (r *Report) writeTable(w io.Writer) {
 
 // summary is what there is to say of s in a line.
 func (s *Subject) summary() string {
-	killed := 0
+	killed, statuses := 0, map[string]int{}
 	for _, st := range s.Stops {
 		if st.Killed {
 			killed++
 		}
+		statuses["status "+st.Status]++
 	}
-	out := fmt.Sprintf("of %d requests in %d stops of %s; exit after %.0f ms (median)",
-		s.sent(), len(s.Stops), s.Name, s.median(func(st Stop) float64 { return st.Exit }))
+	out := fmt.Sprintf("of %s requests in %d stops of %s; exit after %.0f ms (median), %s",
+		thousands(s.sent()), len(s.Stops), s.Name, s.median(func(st Stop) float64 { return st.Exit }), strings.Join(byCount(statuses), ", "))
 	if n := s.lostBefore(); n > 0 {
 		out += fmt.Sprintf("; %d of the lost before any stop: -rate may be too much for it", n)
 	}

@@ -37,8 +37,12 @@ func watchListener(pid, port int) (watch, bool) {
 }
 
 // gone blocks until the socket has been closed, or done, and returns when that
-// was.
+// was. The zero watch knows no better than that the exit closes all.
 func (w watch) gone(done <-chan struct{}) time.Time {
+	if w == (watch{}) {
+		<-done
+		return time.Now()
+	}
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	for {
