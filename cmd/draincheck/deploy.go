@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/url"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -176,6 +177,8 @@ func (e *external) command(ctx context.Context) (Stop, error) {
 	cmd := exec.CommandContext(ctx, "sh", "-c", e.c.stopCommand)
 	ownGroup(cmd)
 	cmd.Cancel = func() error { killGroup(cmd); return nil }
+	runtime.LockOSThread() // see ownGroup
+	defer runtime.UnlockOSThread()
 	out, err := cmd.CombinedOutput()
 	s.Exit = ms(time.Since(s.Began))
 	s.Closed = s.Exit

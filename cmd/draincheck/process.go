@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -50,18 +51,29 @@ func startProcess(argv []string, port, tlsPort int, verbose io.Writer) (*process
 		return nil, err
 	}
 	p.stdin = stdin
-	if err := p.cmd.Start(); err != nil {
+	started := make(chan error, 1)
+	go p.wait(started)
+	if err := <-started; err != nil {
 		return nil, fmt.Errorf("starting the server: %w", err)
 	}
-	go func() {
-		err := p.cmd.Wait()
-		p.exited, p.status = time.Now(), "0"
-		if err != nil {
-			p.status = strings.TrimPrefix(err.Error(), "exit status ")
-		}
-		close(p.done)
-	}()
 	return p, nil
+}
+
+// wait starts p and waits for its end, all on one thread: see ownGroup.
+func (p *process) wait(started chan<- error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	err := p.cmd.Start()
+	started <- err
+	if err != nil {
+		return
+	}
+	err = p.cmd.Wait()
+	p.exited, p.status = time.Now(), "0"
+	if err != nil {
+		p.status = strings.TrimPrefix(err.Error(), "exit status ")
+	}
+	close(p.done)
 }
 
 // ready waits until p listens on its port. Where one can look at the process's

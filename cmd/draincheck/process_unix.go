@@ -31,8 +31,6 @@ func signalName(sig syscall.Signal) string {
 	return sig.String()
 }
 
-func ownGroup(cmd *exec.Cmd) { cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} }
-
 func killGroup(cmd *exec.Cmd) { syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 
 // alive reports whether there is a process of that number.
