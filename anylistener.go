@@ -330,9 +330,12 @@ func (p *anyProtocol) logf(format string, args ...any) {
 	}
 }
 
-func (p *anyProtocol) beforeShutdown() bool  { return true }
-func (p *anyProtocol) beginDelay()           {}
-func (p *anyProtocol) beginKill()            {}
+func (p *anyProtocol) beforeShutdown() bool { return true }
+func (p *anyProtocol) beginDelay()          {}
+func (p *anyProtocol) beginKill()           {}
+func (p *anyProtocol) finishRequests(context.Context) <-chan struct{} {
+	return nil
+}
 func (p *anyProtocol) finish(int) string     { return "" }
 func (p *anyProtocol) requests(any) []string { return nil }
 func (p *anyProtocol) streams() int          { return 0 }

@@ -1,3 +1,61 @@
-// Package graceful provides HTTP servers, and any other, that stop without
-// losing a request.
+// Package graceful provides HTTP servers, and servers of any other protocol,
+// that stop without losing a request. It is a drop-in replacement for
+// http.Server, whose own Shutdown drops requests that have reached it: those
+// half read, those still in the kernel, those on their way on a kept-alive
+// connection.
+//
+//	func main() {
+//		http.HandleFunc("/", hello)
+//		graceful.Run(":8080", 10*time.Second, nil)
+//	}
+//
+// serves until SIGTERM or SIGINT, answers what has reached it, and returns. A
+// [Server] has the choices; a [Listener] does the same for protocols that are
+// not HTTP; a [Group] runs several of them, with workers, in one process.
+//
+// # Shutdown sequence
+//
+//  1. Serving.
+//  2. Delaying, for Server.ShutdownDelay: the ready handler answers 503, the
+//     channel of [Draining] is closed, responses of HTTP/1 say "Connection:
+//     close", and everything is served as before. Load balancers notice.
+//  3. Draining. The socket admits nobody any more, and is closed when the
+//     connections that were in its queue have been accepted. Each connection
+//     ends at the first moment at which nobody loses by it: after a response
+//     that said close, or when nothing has come for Server.IdleGrace.
+//  4. Killing, if Server.Timeout has passed: the contexts of requests in
+//     progress end with the cause [ErrKilled], and what is left is closed.
+//  5. Stopped. Serve returns; [Server.Report] says what was waited for, how
+//     each connection ended, and by name whose request was cut off.
+//
+// The shutdown is over with its last response. It does not poll.
+//
+// # Signals
+//
+// SIGINT and SIGTERM begin the shutdown. Signals within 250 ms of the first are
+// the same keypress: terminals and supervisors both send one. The second kills.
+// The third finds the runtime's default, which ends the process. Nothing stays
+// registered when the shutdown is over.
+//
+// # HTTP/2 and hijacked connections
+//
+// HTTP/2 connections are told to leave in two steps (RFC 9113, section 6.8),
+// so that no stream crosses the GOAWAY. That needs net/http as it is in Go 1.25
+// and 1.26; where it is not, net/http's own way is taken, and Report says so.
+//
+// Hijacked connections (WebSockets) are left alone, as by net/http, or waited
+// for with Server.WaitHijacked. Their handlers can listen on [Draining].
+//
+// # Differences from http.Server
+//
+// Serve returns when the shutdown is over, with nil. The connection that a
+// handler hijacks is not a *net.TCPConn, but has all its methods, and a NetConn
+// method that returns it; hooks see the original. A *tls.Conn from a listener
+// of the caller's own is not wrapped: it is only known to be idle when
+// net/http says so, which is when the whole header has come. Requests that were
+// pipelined behind a response that says close are the client's to repeat
+// (RFC 9112, section 9.3.2).
+//
+// One loss is inherent in HTTP/1.1: a client that has paused for longer than
+// IdleGrace may speak at the very moment at which its connection is closed.
 package graceful

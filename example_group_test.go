@@ -69,6 +69,41 @@ func ExampleGroup() {
 	// cleanup database done
 }
 
+// A Server of this package in a group leaves signals, the delay and the budget
+// to it. Its address is bound when Start returns.
+func ExampleGroup_Add() {
+	srv := &graceful.Server{Server: &http.Server{
+		Addr: "127.0.0.1:0",
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			io.WriteString(w, "hello")
+		}),
+	}}
+	g := &graceful.Group{Timeout: 25 * time.Second}
+	g.Add("web", srv)
+
+	stopped, err := g.Start(context.Background())
+	if err != nil {
+		fmt.Println(err) // address in use
+		return
+	}
+	resp, err := http.Get("http://" + srv.Addrs()[0].String())
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	body, _ := io.ReadAll(resp.Body)
+	resp.Body.Close()
+	http.DefaultClient.CloseIdleConnections()
+	fmt.Printf("%s, ready: %v\n", body, g.Ready())
+
+	g.Stop("the example is over") // in a program: a signal
+	<-stopped
+	fmt.Println(g.Wait(), g.Report().Reason)
+	// Output:
+	// hello, ready: true
+	// <nil> the example is over
+}
+
 // Workers that all return end the group, as they do with errgroup; the first
 // error ends the others.
 func ExampleGroup_Go() {

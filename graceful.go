@@ -95,6 +95,21 @@ type Server struct {
 	// requests. 0 means 500 ms, negative none.
 	IdleGrace time.Duration
 
+	// RetryAfter, if positive, makes the drain keep the listeners open until
+	// the requests in progress have been answered. New ones are refused
+	// meanwhile with 503, this time in Retry-After (whole seconds, rounded
+	// up) and Connection: close, but for those of which DefaultExempt holds;
+	// those of which DefaultLongRunning holds are not waited for with that.
+	// It is for clients that know a single address: without it they are
+	// refused a connection. The Kubernetes apiserver calls this
+	// --shutdown-send-retry-after. 0 closes the listeners first.
+	RetryAfter time.Duration
+
+	// Health, if not nil, is what ReadyHandler answers by, beside the
+	// shutdown. Its Handler is put around the http.Server's: requests that
+	// come before the application is ready get 503 and Retry-After.
+	Health *Health
+
 	// WaitHijacked makes the drain wait for hijacked connections (WebSockets)
 	// as it does for requests, until Timeout, and then closes them. Without
 	// it they are left alone, as by net/http.

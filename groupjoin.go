@@ -26,7 +26,9 @@ func (s *Server) beginDelay() {
 	s.life.beginHeld("Group")
 }
 
-func (s *Server) isReady() bool { return s.Phase() == PhaseServing }
+func (s *Server) isReady() bool {
+	return s.Phase() == PhaseServing && s.health().startup(context.Background()) == nil
+}
 
 func (s *Server) groupSummary() string { return s.life.summary() }
 

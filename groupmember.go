@@ -35,9 +35,11 @@ type GroupMember interface {
 	// beginDelay is called once, at the first moment of the group's shutdown,
 	// and returns at once. The member enters the delaying phase with no end of
 	// its own: unready, Draining closed, Connection: close on HTTP/1
-	// responses, everything still served until Shutdown is called. It also
-	// comes when the member is already stopped, or has not begun to serve:
-	// then it does nothing, or is remembered.
+	// responses, everything still served until Shutdown is called, which
+	// always follows. It also comes when the member has stopped by itself
+	// (then it does nothing), and when a serve function has been called but
+	// has not got to serving (then it is remembered). A member that the group
+	// has not started gets neither this call nor Shutdown.
 	beginDelay()
 
 	// isReady reports whether the member's ready handler would say 200. It

@@ -194,3 +194,12 @@ func (g *Group) names(tasks []*groupTask) string {
 	}
 	return strings.Join(names, ", ")
 }
+
+func (g *Group) logf(format string, args ...any) {
+	switch {
+	case g.LogFunc != nil:
+		g.LogFunc("graceful: "+format, args...)
+	case g.Logger != nil:
+		g.Logger.Printf("graceful: "+format, args...)
+	}
+}

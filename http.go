@@ -19,9 +19,13 @@ type httpSide struct {
 
 	// Immutable after prepare.
 	err         error
+	handler     http.Handler // the caller's, and what Health and RetryAfter put around it
+	inflight    *InFlight    // nil without RetryAfter
 	hs          *http.Server // serves; made from the caller's, which only configures
 	limit       *limiter     // nil without ListenLimit
 	speaksHTTP2 bool         // over TLS, where Protocols says nothing
+
+	health Health // in the place of a nil Server.Health
 
 	// beside has the tracked connection for each *tls.Conn of a caller's
 	// listener.
@@ -53,6 +57,7 @@ func (s *Server) prepare() error {
 		if s.side.err = s.check(); s.side.err != nil {
 			return
 		}
+		s.side.handler = s.compose()
 		if s.ListenLimit > 0 {
 			s.side.limit = newLimiter(s.ListenLimit)
 		}
@@ -99,10 +104,30 @@ func (s *Server) check() error {
 		return fmt.Errorf("graceful: Server.Timeout is negative: %v", s.Timeout)
 	case s.ShutdownDelay < 0:
 		return fmt.Errorf("graceful: Server.ShutdownDelay is negative: %v", s.ShutdownDelay)
+	case s.RetryAfter < 0:
+		return fmt.Errorf("graceful: Server.RetryAfter is negative: %v", s.RetryAfter)
 	case s.ListenLimit < 0:
 		return fmt.Errorf("graceful: Server.ListenLimit is negative: %d", s.ListenLimit)
 	}
 	return nil
+}
+
+// compose returns the caller's handler with what the fields put around it.
+func (s *Server) compose() http.Handler {
+	h := s.Server.Handler
+	if h == nil {
+		h = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			http.DefaultServeMux.ServeHTTP(w, r) // which may be replaced
+		})
+	}
+	if s.Health != nil {
+		h = s.Health.Handler(h)
+	}
+	if s.RetryAfter > 0 {
+		s.side.inflight = &InFlight{RetryAfter: s.RetryAfter, ReleaseWindow: -1}
+		h = s.side.inflight.Handler(h)
+	}
+	return h
 }
 
 // defaultIdleGrace is the quiet window where none is configured.
@@ -308,16 +333,13 @@ func (h *httpConn) end(r *http.Request) {
 	delete(h.streams, r)
 }
 
-// handle calls the caller's handler, or what net/http has in its place.
+// handle calls the handler, or what net/http has in its place.
 func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
-	switch {
-	case r.RequestURI == "*" && r.Method == http.MethodOptions && !s.Server.DisableGeneralOptionsHandler:
+	if r.RequestURI == "*" && r.Method == http.MethodOptions && !s.Server.DisableGeneralOptionsHandler {
 		answerOptions(w, r)
-	case s.Server.Handler != nil:
-		s.Server.Handler.ServeHTTP(w, r)
-	default:
-		http.DefaultServeMux.ServeHTTP(w, r)
+		return
 	}
+	s.side.handler.ServeHTTP(w, r)
 }
 
 // answerOptions answers "OPTIONS *", which asks about the server as a whole,
@@ -359,6 +381,21 @@ func (p *httpProtocol) beforeShutdown() bool {
 
 func (p *httpProtocol) beginDelay() {
 	p.Interrupted = true
+	p.server().health().Shutdown()
+}
+
+// finishRequests refuses new requests until those in progress are answered.
+func (p *httpProtocol) finishRequests(ctx context.Context) <-chan struct{} {
+	f := p.side.inflight
+	if f == nil {
+		return nil
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f.WaitContext(ctx)
+	}()
+	return done
 }
 
 // beginDrain runs the functions that wait for it: those of the caller's

@@ -34,6 +34,11 @@ type protocol interface {
 	beginDrain() // the listeners have been told to stop
 	beginKill()  // before any connection is closed
 
+	// finishRequests refuses new requests, and returns a channel that is
+	// closed when those in progress are answered or ctx ends; nil if the
+	// listeners are not to be kept open for that.
+	finishRequests(ctx context.Context) <-chan struct{}
+
 	// finish cleans up, and says how HTTP/2 clients were told to leave. left
 	// is how many hijacked connections were not waited for.
 	finish(left int) string
@@ -366,12 +371,56 @@ func (lc *lifecycle) shutDown(reason string) {
 // drain waits until m has nothing left, and kills what is left when the time
 // is over.
 func (lc *lifecycle) drain(m *manager, listeners []*listener) {
-	// What was there is counted before the drain changes it.
 	if c, ok := m.count(); ok { // always: nobody has said sealed yet
 		lc.mu.Lock()
 		lc.report.Start = statsOf(c, PhaseDraining, lc.p.streams())
 		lc.mu.Unlock()
 	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	answering := lc.p.finishRequests(ctx)
+	if answering == nil {
+		lc.endAccepting(m, listeners)
+	}
+	lc.p.beginDrain()
+
+	timeout := drainTimer{began: time.Now()}
+	defer timeout.stop()
+	timeout.shorten(lc.currentTimeout())
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-answering:
+			answering = nil
+			lc.endAccepting(m, listeners)
+		case <-m.done:
+			lc.note(m.last)
+			return
+		case <-lc.newTimeout:
+			// A drain that is under way can be told to hurry, not to
+			// take longer.
+			timeout.shorten(lc.currentTimeout())
+		case <-timeout.c:
+			lc.kill(fmt.Sprintf("timeout, %s after draining began", round(time.Since(timeout.began))))
+		case <-lc.killing:
+			if answering != nil {
+				lc.endAccepting(m, listeners)
+			}
+			lc.killLeft(m)
+			return
+		case now := <-tick.C:
+			if c, ok := m.count(); ok {
+				lc.p.logf("%s; %s", statsOf(c, PhaseDraining, lc.p.streams()), timeout.left(now))
+				lc.note(c)
+			}
+		}
+	}
+}
+
+// endAccepting makes the manager drain and the listeners stop. What was there
+// before is counted before the drain changes it.
+func (lc *lifecycle) endAccepting(m *manager, listeners []*listener) {
 	m.signal(m.begin)
 	for _, l := range listeners {
 		l.stop()
@@ -380,75 +429,53 @@ func (lc *lifecycle) drain(m *manager, listeners []*listener) {
 	if len(listeners) == 0 {
 		m.signal(m.sealed)
 	}
-	lc.p.beginDrain()
-
-	began := time.Now()
-	timeout := lc.deadline(began)
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	var deadline *time.Timer
-	var over <-chan time.Time // nil: no deadline
-	setDeadline := func() {
-		if timeout.IsZero() {
-			return
-		}
-		if deadline == nil {
-			deadline = time.NewTimer(time.Until(timeout))
-			over = deadline.C
-			return
-		}
-		deadline.Reset(time.Until(timeout))
-	}
-	setDeadline()
-	defer func() {
-		if deadline != nil {
-			deadline.Stop()
-		}
-	}()
-	for {
-		select {
-		case <-m.done:
-			lc.note(m.last)
-			return
-		case <-lc.newTimeout:
-			// A drain that is under way can be told to hurry, not to
-			// take longer.
-			if t := lc.deadline(time.Now()); timeout.IsZero() || !t.IsZero() && t.Before(timeout) {
-				timeout = t
-				setDeadline()
-			}
-		case <-over:
-			lc.kill(fmt.Sprintf("timeout, %s after draining began", round(time.Since(began))))
-		case <-lc.killing:
-			lc.killLeft(m)
-			return
-		case now := <-tick.C:
-			if c, ok := m.count(); ok {
-				left := "no timeout"
-				if !timeout.IsZero() {
-					left = round(timeout.Sub(now)).String() + " left"
-				}
-				s := statsOf(c, PhaseDraining, lc.p.streams())
-				lc.p.logf("%s; %s", s, left)
-				lc.note(c)
-			}
-		}
-	}
 }
 
-// deadline returns when a drain that began at the given time is over; zero for
-// never.
-func (lc *lifecycle) deadline(began time.Time) time.Time {
+// currentTimeout returns what the drain's timeout is by now; 0 for none.
+func (lc *lifecycle) currentTimeout() time.Duration {
 	lc.mu.Lock()
 	defer lc.mu.Unlock()
 	select {
 	case <-lc.newTimeout:
 	default:
 	}
-	if lc.timeout <= 0 {
-		return time.Time{}
+	return lc.timeout
+}
+
+// A drainTimer goes off when the drain has taken too long.
+type drainTimer struct {
+	began time.Time
+	end   time.Time // zero: never
+	t     *time.Timer
+	c     <-chan time.Time // nil: never
+}
+
+// shorten makes the timer go off in d, if that is earlier; d 0 is never.
+func (t *drainTimer) shorten(d time.Duration) {
+	end := time.Now().Add(d)
+	if d <= 0 || !t.end.IsZero() && !end.Before(t.end) {
+		return
 	}
-	return began.Add(lc.timeout)
+	t.end = end
+	if t.t == nil {
+		t.t = time.NewTimer(d)
+		t.c = t.t.C
+		return
+	}
+	t.t.Reset(d)
+}
+
+func (t *drainTimer) left(now time.Time) string {
+	if t.end.IsZero() {
+		return "no timeout"
+	}
+	return round(t.end.Sub(now)).String() + " left"
+}
+
+func (t *drainTimer) stop() {
+	if t.t != nil {
+		t.t.Stop()
+	}
 }
 
 // note puts the manager's counts into the report.

@@ -1,6 +1,7 @@
 package graceful
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"sync/atomic"
@@ -496,7 +497,7 @@ type waiting struct {
 func (l *waitList) push(e waiting) { l.list = append(l.list, e) }
 
 func (l *waitList) sort() {
-	slices.SortFunc(l.list[l.head:], func(a, b waiting) int { return int(a.due - b.due) })
+	slices.SortFunc(l.list[l.head:], func(a, b waiting) int { return cmp.Compare(a.due, b.due) })
 }
 
 // popUntil returns the first entry if it is due.

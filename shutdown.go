@@ -76,8 +76,6 @@ func (s *Server) RegisterOnShutdown(f func()) {
 // connections on the spot, and with them requests on their way: a shutdown
 // doesn't need it.
 func (s *Server) SetKeepAlivesEnabled(v bool) {
-	s.init()
-	s.Server.SetKeepAlivesEnabled(v)
 	s.side.mu.Lock()
 	defer s.side.mu.Unlock()
 	s.side.noKeepAlives = !v
@@ -102,21 +100,21 @@ func (s *Server) Report() Report {
 	return s.life.currentReport()
 }
 
-// ReadyHandler returns a handler for readiness probes: it answers 200 while
-// the server is serving, and 503 from the first moment of the shutdown on.
+// ReadyHandler returns a handler for readiness probes, which this server or
+// another may serve: it answers 200 while the server serves, and 503 from the
+// first moment of the shutdown on. With Health set it is that one's
+// ReadyHandler.
 func (s *Server) ReadyHandler() http.Handler {
 	s.init()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		phase := s.Phase()
-		h := w.Header()
-		h.Set("Content-Type", "text/plain; charset=utf-8")
-		h.Set("Cache-Control", "no-store")
-		h.Set("X-Content-Type-Options", "nosniff")
-		if phase != PhaseServing {
-			w.WriteHeader(http.StatusServiceUnavailable)
-			w.Write([]byte(phase.String() + "\n"))
-			return
-		}
-		w.Write([]byte("ok\n"))
+		s.health().ReadyHandler().ServeHTTP(w, r)
 	})
+}
+
+// health returns Health, or one that knows of the shutdown only.
+func (s *Server) health() *Health {
+	if s.Health != nil {
+		return s.Health
+	}
+	return &s.side.health
 }

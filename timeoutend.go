@@ -30,8 +30,12 @@ const (
 // complete ends an exchange whose handler has come to its end in time, as if
 // it had run here.
 func (x *exchange) complete() {
-	if !x.hijacked && (!x.committed || x.hasTrailers()) {
+	switch {
+	case x.hijacked:
+	case !x.committed:
 		x.copyHeader(x.w.Header())
+	case x.hasTrailers():
+		maps.Copy(x.w.Header(), x.header)
 	}
 	// What a mux or a parser has noted, outer handlers look for; and net/http
 	// removes the form's files.

@@ -63,7 +63,7 @@ func TestRequestTimeoutBlockedRead(t *testing.T) {
 // the rest of the request is read for half a second, but no longer.
 func TestRequestTimeoutLingers(t *testing.T) {
 	withBench(t, false, func(b *bench) {
-		b.serve(within(func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done(); time.Sleep(1) }))
+		b.serve(within(func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done(); time.Sleep(time.Nanosecond) }))
 		conn, err := b.l.dial()
 		if err != nil {
 			b.Fatal(err)
@@ -371,7 +371,7 @@ func TestRequestTimeoutMultipart(t *testing.T) {
 				mw.Close()
 				b.body(b.do(b.request("POST", path, &body, "Content-Type", mw.FormDataContentType())))
 				close(over)
-				time.Sleep(1)
+				time.Sleep(time.Nanosecond)
 				synctest.Wait()
 				if files() != 0 {
 					b.Errorf("%d files are left", files())

@@ -1,0 +1,219 @@
+package graceful_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/seed-121bbccf/graceful"
+)
+
+// TestGroupOfOurs: a Server and a Listener in one group, each with a client in
+// the middle of something. During the delay both serve on, unready; then both
+// finish what they hold; nobody is cut.
+func TestGroupOfOurs(t *testing.T) {
+	entered, finish := make(chan struct{}), make(chan struct{})
+	srv := &graceful.Server{
+		Server: &http.Server{Addr: "127.0.0.1:0", Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/slow" {
+				close(entered)
+				<-finish
+			}
+			io.WriteString(w, "whole")
+		})},
+		// In a group these are the group's.
+		ShutdownDelay: time.Hour,
+		IdleGrace:     10 * time.Millisecond,
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	echo := graceful.NewListener(l)
+	echo.IdleGrace = 10 * time.Millisecond
+
+	g := &graceful.Group{Timeout: 30 * time.Second, ShutdownDelay: 300 * time.Millisecond}
+	g.Add("web", srv)
+	g.Add("echo", echo, func() error {
+		for {
+			c, err := echo.Accept()
+			if err != nil {
+				return err // net.ErrClosed at the end
+			}
+			go func() {
+				defer c.Close()
+				for r := bufio.NewReader(c); ; {
+					line, err := r.ReadString('\n')
+					if err != nil {
+						return
+					}
+					io.WriteString(c, line)
+				}
+			}()
+		}
+	})
+	stopped, err := g.Start(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	base := "http://" + srv.Addrs()[0].String()
+	probe := func(h http.Handler) int {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest("GET", "/readyz", nil))
+		return w.Code
+	}
+	if a, b := probe(srv.ReadyHandler()), probe(g.ReadyHandler()); a != 200 || b != 200 {
+		t.Errorf("before: ready handlers say %d, %d", a, b)
+	}
+
+	client := &http.Client{Transport: &http.Transport{}}
+	defer client.CloseIdleConnections()
+	get := func(path string) string {
+		resp, err := client.Get(base + path)
+		if err != nil {
+			return err.Error()
+		}
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		return fmt.Sprint(string(b), " ", err)
+	}
+	slow := make(chan string, 1)
+	go func() { slow <- get("/slow") }()
+	<-entered
+	conn, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprintln(conn, "one")
+	lines := bufio.NewReader(conn)
+	if s, err := lines.ReadString('\n'); s != "one\n" {
+		t.Fatal(s, err)
+	}
+
+	begun := time.Now()
+	g.Stop("test")
+	// Phase tells when the group's goroutine has come to its first step.
+	for srv.Phase() == graceful.PhaseServing {
+		time.Sleep(time.Millisecond)
+	}
+	if a, b := probe(srv.ReadyHandler()), probe(g.ReadyHandler()); a != 503 || b != 503 {
+		t.Errorf("in the delay: ready handlers say %d, %d", a, b)
+	}
+	if s := get("/"); s != "whole <nil>" && time.Since(begun) < g.ShutdownDelay {
+		t.Errorf("a new request in the delay got %s", s)
+	}
+	for srv.Phase() == graceful.PhaseDelaying {
+		time.Sleep(time.Millisecond)
+	}
+	if d := time.Since(begun); d < g.ShutdownDelay {
+		t.Errorf("drained after %v", d)
+	}
+	close(finish)
+	if s := <-slow; s != "whole <nil>" {
+		t.Errorf("the slow request got %s", s)
+	}
+	if _, err := lines.ReadString('\n'); err != io.EOF {
+		t.Errorf("the echo's client saw %v", err)
+	}
+	<-stopped
+	if err := g.Wait(); err != nil {
+		t.Error(err)
+	}
+	var got []string
+	for _, e := range g.Report().Entries {
+		got = append(got, e.Name+" "+string(e.Outcome))
+	}
+	if diff := cmp.Diff([]string{"web done", "echo done"}, got); diff != "" {
+		t.Error(diff, g.Report())
+	}
+}
+
+// TestGroupBoundsTimeout: a Server's own Timeout is longer than the budget,
+// and a request that hangs is cut within the budget.
+func TestGroupBoundsTimeout(t *testing.T) {
+	entered, free := make(chan struct{}), make(chan struct{})
+	defer close(free)
+	srv := &graceful.Server{
+		Timeout: time.Hour,
+		Server: &http.Server{Addr: "127.0.0.1:0", Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			close(entered)
+			<-free // deaf to its context
+		})},
+	}
+	g := &graceful.Group{Timeout: time.Second, NoSignalHandling: true}
+	g.Add("web", srv)
+	if _, err := g.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	client := &http.Client{Transport: &http.Transport{}}
+	defer client.CloseIdleConnections()
+	end := make(chan error, 1)
+	go func() {
+		_, err := client.Get("http://" + srv.Addrs()[0].String())
+		end <- err
+	}()
+	<-entered
+	err := g.Shutdown(t.Context())
+	// Left behind: on a machine that is so busy that 100 ms pass between the
+	// context's end and Shutdown's return.
+	if !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, graceful.ErrLeftBehind) || !strings.HasPrefix(err.Error(), "web: ") {
+		t.Errorf("Shutdown: %v", err)
+	}
+	if err := <-end; err == nil {
+		t.Error("the hanging request was answered")
+	}
+	if r := g.Report(); r.Took > time.Minute {
+		t.Error(r)
+	}
+	<-srv.StopChan()
+}
+
+// TestGroupAddressInUse: what a Server can not bind is Start's error, and the
+// one that was started before it stops.
+func TestGroupAddressInUse(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	one := &graceful.Server{Server: &http.Server{Addr: "127.0.0.1:0"}}
+	two := &graceful.Server{Server: &http.Server{Addr: l.Addr().String()}}
+	g := &graceful.Group{Timeout: 10 * time.Second}
+	g.Add("one", one)
+	g.Add("two", two)
+	_, err = g.Start(t.Context())
+	if !errors.Is(err, syscall.EADDRINUSE) || !strings.HasPrefix(err.Error(), "two: ") {
+		t.Errorf("Start: %v", err)
+	}
+	if one.Phase() != graceful.PhaseStopped {
+		t.Errorf("the first is %v", one.Phase())
+	}
+}
+
+// TestGroupAddTwice: one server can not be in two groups, nor twice in one.
+func TestGroupAddTwice(t *testing.T) {
+	srv := &graceful.Server{}
+	var g, h graceful.Group
+	g.Add("one", srv)
+	for _, g := range []*graceful.Group{&g, &h} {
+		func() {
+			defer func() {
+				if v := fmt.Sprint(recover()); !strings.HasPrefix(v, "graceful: ") {
+					t.Errorf("panic %q", v)
+				}
+			}()
+			g.Add("two", srv)
+		}()
+	}
+}
