@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -42,7 +43,9 @@ var modes = []mode{
 		`The only way to roll servers behind nginx without a loss.`},
 }
 
-// resultsMain makes docs/results.md.
+// resultsMain makes docs/results.md, and results/ beside it with a picture and
+// the numbers of each mode. A mode that is not run again keeps the numbers that
+// it had: all of them take hours.
 func resultsMain(ctx context.Context, args []string, stderr io.Writer) int {
 	fs := flag.NewFlagSet("draincheck "+resultsCommand, flag.ContinueOnError)
 	fs.SetOutput(stderr)
@@ -67,30 +70,50 @@ func resultsMain(ctx context.Context, args []string, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "draincheck:", err)
 		return exitUsage
 	}
-	command := "go run ./cmd/draincheck " + strings.Join(append([]string{resultsCommand}, args...), " ")
-	var reports []*Report
-	var ran []mode
 	for _, m := range modes {
 		if *only != "" && !slices.Contains(strings.Split(*only, ","), m.name) {
 			continue
 		}
 		rep, err := c.mode(ctx, m, stderr)
+		if err == nil {
+			err = rep.save(filepath.Join(*dir, "results", m.name))
+		}
 		if err != nil {
 			fmt.Fprintf(stderr, "draincheck: %s: %v\n", m.name, err)
 			return exitLost
 		}
-		reports, ran = append(reports, rep), append(ran, m)
-		if err := os.WriteFile(filepath.Join(*dir, m.name+".svg"), rep.svg(), 0o644); err != nil {
-			fmt.Fprintln(stderr, "draincheck:", err)
-			return exitLost
-		}
+		fmt.Fprintf(stderr, "%s: %s\n", m.name, rep.headline())
 	}
-	text := resultsText(command, ran, reports, *dir)
-	if err := os.WriteFile(filepath.Join(*dir, "results.md"), text, 0o644); err != nil {
+	text, err := resultsText(*dir)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(*dir, "results.md"), text, 0o644)
+	}
+	if err != nil {
 		fmt.Fprintln(stderr, "draincheck:", err)
 		return exitLost
 	}
 	return 0
+}
+
+// save writes the picture and the numbers, without the timeline that the
+// picture is made of.
+func (r *Report) save(name string) error {
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(name+".svg", r.svg(), 0o644); err != nil {
+		return err
+	}
+	for _, s := range r.Subjects {
+		for _, l := range s.Lanes {
+			l.Timeline = nil
+		}
+	}
+	b, err := json.MarshalIndent(r, "", "\t")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(name+".json", append(b, '\n'), 0o644)
 }
 
 // mode has all contenders go through m.
@@ -107,30 +130,41 @@ func (c *config) mode(ctx context.Context, m mode, stderr io.Writer) (*Report, e
 	return one.checkSubjects(ctx, stderr)
 }
 
-// resultsText is docs/results.md.
-func resultsText(command string, ran []mode, reports []*Report, dir string) []byte {
+// resultsText is docs/results.md, made of what is in dir/results.
+func resultsText(dir string) ([]byte, error) {
 	var b bytes.Buffer
 	f := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
-	r0 := reports[0]
 	f("# What stops cost\n")
-	f("Made by `%s` on %s (%s). Each server was stopped %d times by SIGTERM in each mode, under all kinds", command, r0.When.Format("2006-01-02"), r0.System, r0.Rounds)
-	f("of traffic at once, %d clients each, at most %.0f requests per second each. A request is lost if any of its", r0.Clients, r0.Rate)
-	f("bytes were sent and no complete, correct response came back; the cells say lost/sent. Nothing is retried,")
-	f("but HTTP/2 requests that the server itself handed back (http.Transport repeats them; for `http2-once` it cannot).\n")
+	f("Made by `go run ./cmd/draincheck results`. Each server is stopped by SIGTERM again and again, under all kinds of")
+	f("traffic at once. A request is lost if any of its bytes were sent and no complete, correct response came back;")
+	f("the cells say lost/sent. A refused new connection is not a loss. Nothing is retried, but HTTP/2 requests that")
+	f("the server itself handed back: http.Transport repeats them, and for `http2-once` it cannot.\n")
 	f("In the pictures each row is a kind of traffic, time runs to the right, and a red stroke is a loss.\n")
-	for i, m := range ran {
-		rep := reports[i]
+	for _, m := range modes {
+		text, err := os.ReadFile(filepath.Join(dir, "results", m.name+".json"))
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		var rep Report
+		if err := json.Unmarshal(text, &rep); err != nil {
+			return nil, fmt.Errorf("%s: %w", m.name, err)
+		}
 		f("## %s\n", m.title)
 		f("%s\n", m.note)
-		f("![%s](%s.svg)\n", m.title, m.name)
+		f("![%s](results/%s.svg)\n", m.title, m.name)
 		rep.cells(f)
+		f("%d stops of each, %d clients for each kind of traffic, at most %.0f requests per second of each. %s, %s:\n`go run ./cmd/%s`\n",
+			rep.Rounds, rep.Clients, rep.Rate, rep.When.Format("2006-01-02"), rep.System, rep.Command)
 	}
 	if bench, err := os.ReadFile(filepath.Join(dir, "bench.txt")); err == nil {
 		f("## Performance\n")
 		f("benchstat's output; bench/README.md has the command.\n")
 		f("```\n%s\n```", bytes.TrimSpace(bench))
 	}
-	return b.Bytes()
+	return b.Bytes(), nil
 }
 
 // cells writes the table of lost and sent requests, and what was lost by cause.
