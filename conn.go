@@ -89,6 +89,10 @@ const (
 	// own (HTTP/2). What it reads between requests is not a request.
 	flagStreams
 
+	// flagLayered: it has flagStreams, and the layer that speaks the protocol
+	// ends it when it is idle.
+	flagLayered
+
 	// flagTLS: encrypted by a layer above; what is read are records.
 	flagTLS
 
@@ -103,6 +107,9 @@ const (
 
 	// flagProbed: somebody is finding it out.
 	flagProbed
+
+	// flagGiveBack: the byte that was read ahead is to be read again.
+	flagGiveBack
 
 	// flagReleased: the slot in the limit was given back.
 	flagReleased
@@ -136,6 +143,8 @@ type conn struct {
 	// written before the first request and read for the report.
 	info atomic.Value
 
+	ahead byte // read last into a buffer of one byte. Owned by the reader.
+
 	// Owned by manager.run.
 	seen connState // when it was looked at last
 }
@@ -149,9 +158,17 @@ func (c *conn) Read(p []byte) (int, error) {
 	if c.turns != nil {
 		c.turns.enterRead(c)
 	}
+	if c.has(flagGiveBack) && len(p) > 0 {
+		c.flags.And(^uint32(flagGiveBack))
+		p[0] = c.ahead
+		return 1, nil
+	}
 	for {
 		n, err := c.raw.Read(p)
 		if n > 0 {
+			if len(p) == 1 {
+				c.ahead = p[0]
+			}
 			c.received(n, len(p))
 			return n, err
 		}

@@ -24,6 +24,9 @@ type httpSide struct {
 	hs          *http.Server // serves; made from the caller's, which only configures
 	limit       *limiter     // nil without ListenLimit
 	speaksHTTP2 bool         // over TLS, where Protocols says nothing
+	http2       *http2Layer  // nil: HTTP/2 is as net/http makes it
+	http2Plain  string       // why so
+	http2Err    error        // what net/http's ServeTLS would return
 
 	health Health // in the place of a nil Server.Health
 
@@ -81,15 +84,33 @@ func (s *Server) prepare() error {
 			// serveHTTP answers "OPTIONS *", so that it says close as well.
 			DisableGeneralOptionsHandler: true,
 		}
-		if user.TLSConfig != nil {
-			hs.TLSConfig = user.TLSConfig.Clone()
-		}
 		_, hasH2 := user.TLSNextProto["h2"]
 		s.side.speaksHTTP2 = user.TLSNextProto == nil || hasH2
+		s.side.http2, s.side.http2Plain, s.side.http2Err = newHTTP2(user, http2Config{
+			serveTLS:  true, // only Serve knows; the one error waits until then
+			grace:     s.idleGrace(),
+			patience:  http2Patience,
+			connState: s.connState,
+			onOpen:    s.http2Opened,
+		})
+		if s.side.http2Plain == http2Disabled {
+			s.side.speaksHTTP2 = false
+		}
+		if s.side.http2Err != nil && wantsHTTP2(user, false) {
+			s.side.err = s.side.http2Err
+			return
+		}
+		if user.TLSConfig != nil {
+			// net/http's Serve, which is never told of TLS here, sets HTTP/2
+			// up only for a configuration that names it.
+			hs.TLSConfig = s.withProtocols(user.TLSConfig)
+		}
+		s.side.http2.install(hs)
 		s.side.mu.Lock()
 		s.side.hs = hs
 		if s.side.noKeepAlives {
 			hs.SetKeepAlivesEnabled(false)
+			s.side.http2.setKeepAlivesEnabled(false)
 		}
 		s.side.mu.Unlock()
 		user.RegisterOnShutdown(func() { s.life.order("Shutdown of the http.Server", nil) })
@@ -170,6 +191,7 @@ type httpConn struct {
 	context.Context
 	c    *conn
 	user *http.Server
+	own  context.Context // what the caller's ConnContext made of it
 
 	// req is the request in progress, of HTTP/1.
 	req atomic.Pointer[http.Request]
@@ -213,11 +235,12 @@ func (s *Server) baseContext(l net.Listener) context.Context {
 func (s *Server) connContext(ctx context.Context, nc net.Conn) context.Context {
 	c := s.connOf(nc)
 	h := &httpConn{Context: ctx, c: c, user: s.Server}
-	c.info.Store(h)
+	h.own = h
 	if s.Server.ConnContext != nil {
-		return s.Server.ConnContext(h, originalConn(nc, c))
+		h.own = s.Server.ConnContext(h, originalConn(nc, c))
 	}
-	return h
+	c.info.Store(h)
+	return h.own
 }
 
 // connOf returns the tracked connection beneath or beside nc.
@@ -243,6 +266,16 @@ func (s *Server) connState(nc net.Conn, state http.ConnState) {
 	if c == nil {
 		return // of a TLSNextProto function that made a connection up
 	}
+	s.moved(nc, c, state)
+	if state == http.StateIdle && !c.has(flagStreams) && c.m.settled.Load() {
+		// The manager has heard that the connection is idle by now. Had it
+		// heard before it settled, it would not have.
+		s.serveOn(nc, c)
+	}
+}
+
+// moved hears that c, which net/http knows as nc, has changed its state.
+func (s *Server) moved(nc net.Conn, c *conn, state http.ConnState) {
 	switch state {
 	case http.StateNew:
 		if tc, ok := nc.(*tls.Conn); ok {
@@ -280,6 +313,14 @@ func (s *Server) connState(nc net.Conn, state http.ConnState) {
 			s.side.beside.Delete(nc)
 		}
 		c.gone()
+	}
+}
+
+// http2Opened hears that nc has turned out to be HTTP/2. Who ends it when it is
+// idle is the layer.
+func (s *Server) http2Opened(nc net.Conn, _ *http2Conn) {
+	if c := s.connOf(nc); c != nil {
+		c.flags.Or(flagStreams | flagLayered)
 	}
 }
 
@@ -417,6 +458,7 @@ func (p *httpProtocol) beginDrain() {
 	if s.Server != nil {
 		shutNow(s.Server)
 	}
+	s.side.http2.finish()
 }
 
 // shutHTTP says net/http's last word: answers that have not begun yet say
@@ -473,7 +515,13 @@ func (p *httpProtocol) finish(left int) string {
 			cancel(http.ErrServerClosed)
 		}
 	}
-	return ""
+	switch {
+	case s.side.http2 != nil:
+		return "GOAWAY in two steps"
+	case s.side.http2Plain != "":
+		return "as by net/http: " + s.side.http2Plain
+	}
+	return "" // nothing was ever served
 }
 
 // trackedListener returns the tracked listener below l.

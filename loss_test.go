@@ -70,9 +70,6 @@ func TestNoLoss(t *testing.T) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for _, c := range lossCases() {
-		if c.kind.Name == traffic.HTTP2Once.Name {
-			continue // needs the farewell in two steps: TestHTTP2NoLoss
-		}
 		if *only != "" && c.String() != *only {
 			continue
 		}
@@ -87,7 +84,14 @@ func TestNoLoss(t *testing.T) {
 			if res.LostCount() > res.Paused() {
 				t.Errorf("%v: %v %v", c, res, res.Errors)
 			}
-			if c.successor && res.RefusedCount() > 0 {
+			refused := res.RefusedCount()
+			if c.kind.Name == traffic.HTTP2Once.Name {
+				// When a GOAWAY comes between the choice of a connection and
+				// its use, net/http's client closes the body that it has not
+				// read, and then finds it closed. Nothing has been sent.
+				refused -= res.Refused["handshake"]
+			}
+			if c.successor && refused > 0 {
 				t.Errorf("%v: refused: %v %v", c, res, res.Errors)
 			}
 			// A SYN that is dropped is sent again after a second. Where half

@@ -43,6 +43,11 @@ type manager struct {
 
 	last census // the final one. Written by run before done is closed.
 
+	// settled is set by run before it calls rules.settled, while no
+	// connection is known to be idle: who finds it unset after run has heard
+	// that he is idle, can be sure that rules.settled waits for him.
+	settled atomic.Bool
+
 	// draining is set by run before it reads any state, and read by
 	// connections after they have stored theirs: either run sees the new
 	// state, or the connection sees draining and sends an event.
@@ -321,6 +326,10 @@ func (d *drain) look(c *conn) {
 			d.quiet.push(waiting{c, w, w.since() + d.m.rules.grace})
 		}
 	case connIdle:
+		if c.has(flagLayered) {
+			settled = true
+			break
+		}
 		due := w.since() + d.m.rules.grace
 		if c.has(flagStreams) {
 			// It has been told to leave, when the drain began.
@@ -360,9 +369,10 @@ func (d *drain) look(c *conn) {
 
 // lastAnswer reports whether the answer in progress on c is sure to be its
 // last: the peer has been told so, or has not been sent anything that says
-// otherwise yet.
+// otherwise yet. Of TLS nothing is sure: should it turn out to be wrong, what
+// was read ahead can't be given back as without TLS.
 func (d *drain) lastAnswer(c *conn) bool {
-	return c.has(flagFarewell|flagStreams) || !c.has(flagWrote|flagBeside)
+	return c.has(flagFarewell|flagStreams) || !c.has(flagWrote|flagBeside|flagTLS)
 }
 
 // handshaking reports whether c's TLS handshake may still be under way, and
@@ -420,6 +430,7 @@ func (d *drain) settle(conns map[*conn]struct{}) {
 		}
 	}
 	if len(d.unsettled) == 0 {
+		d.m.settled.Store(true)
 		go d.m.rules.settled()
 		d.m.rules.settled = nil
 	}

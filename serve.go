@@ -151,6 +151,9 @@ func (s *Server) bind(ctx context.Context) (*listener, *tls.Config, error) {
 	var config *tls.Config
 	addr := ":http"
 	if hasCertificate(s.Server.TLSConfig) {
+		if s.side.http2Err != nil {
+			return nil, nil, s.side.http2Err
+		}
 		config = s.withProtocols(s.Server.TLSConfig)
 		addr = ":https"
 	}
@@ -272,6 +275,9 @@ type tlsOver struct {
 func (s *Server) tlsConfig(certFile, keyFile string) (*tls.Config, error) {
 	if err := s.prepare(); err != nil {
 		return nil, err
+	}
+	if s.side.http2Err != nil {
+		return nil, s.side.http2Err
 	}
 	config := s.Server.TLSConfig
 	if config == nil {

@@ -81,6 +81,7 @@ func (s *Server) SetKeepAlivesEnabled(v bool) {
 	s.side.noKeepAlives = !v
 	if s.side.hs != nil {
 		s.side.hs.SetKeepAlivesEnabled(v)
+		s.side.http2.setKeepAlivesEnabled(v)
 	}
 }
 
