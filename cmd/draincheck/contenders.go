@@ -27,7 +27,7 @@ import (
 const serveCommand = "serve-contender"
 
 // stopTimeout is how long each contender waits for requests in progress.
-const stopTimeout = 10 * time.Second
+const stopTimeout = 5 * time.Second
 
 // A contender is a way to serve HTTP until SIGTERM.
 type contender struct {
