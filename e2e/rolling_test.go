@@ -32,11 +32,15 @@ type report struct {
 			Lost     map[string]int    `json:"lost"`
 			Doubled  int               `json:"doubled"`
 			Errors   map[string]string `json:"errors"`
-			During   struct {
-				Max float64 `json:"max_ms"`
-			} `json:"latency_during"`
+			Before   latency           `json:"latency_before"`
+			During   latency           `json:"latency_during"`
 		} `json:"kinds"`
 	} `json:"subjects"`
+}
+
+type latency struct {
+	P99 float64 `json:"p99_ms"`
+	Max float64 `json:"max_ms"`
 }
 
 // A successor that binds the same port before the stop: nobody loses a request,
@@ -44,6 +48,7 @@ type report struct {
 // second.
 func TestSuccessorByReusePort(t *testing.T) {
 	rep := roll(t, []string{"-replace"}, "-port", "{port}", "-tls-port", "{tlsport}", "-reuseport")
+	busy := rep.Subjects[0].Kinds[0].Before.P99 > 50
 	for _, k := range rep.Subjects[0].Kinds {
 		if k.Skipped != "" {
 			t.Errorf("%s was skipped: %s", k.Name, k.Skipped)
@@ -51,7 +56,9 @@ func TestSuccessorByReusePort(t *testing.T) {
 		for cause, n := range k.Refused {
 			t.Errorf("%s: %d refused: %s: %s", k.Name, n, cause, k.Errors[cause])
 		}
-		if k.During.Max >= 1000 {
+		if k.During.Max >= 1000 && busy {
+			t.Logf("%s: the slowest request took %.0f ms, but so did others before the stop: the machine is busy", k.Name, k.During.Max)
+		} else if k.During.Max >= 1000 {
 			t.Errorf("%s: the slowest request took %.0f ms", k.Name, k.During.Max)
 		}
 	}
@@ -84,7 +91,7 @@ func roll(t *testing.T, flags []string, args ...string) report {
 	if testing.Short() {
 		n /= 10
 	}
-	cmd := exec.CommandContext(t.Context(), draincheck(t), "-json", "-", "-rounds", strconv.Itoa(n), "-clients", "8", "-rate", "150")
+	cmd := exec.CommandContext(t.Context(), draincheck(t), "-json", "-", "-rounds", strconv.Itoa(n), "-clients", "8", "-rate", "150", "-window", "500ms")
 	cmd.Args = append(append(append(cmd.Args, flags...), "--", os.Args[0], serve), args...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
@@ -117,6 +124,12 @@ func roll(t *testing.T, flags []string, args ...string) report {
 			t.Errorf("%s: %d doubled", k.Name, k.Doubled)
 		}
 		for cause, n := range k.Lost {
+			if cause == "paused" {
+				// The client was not scheduled for longer than the server's
+				// quiet window, and spoke as its connection was closed.
+				t.Logf("%s: %d excused: %s", k.Name, n, cause)
+				continue
+			}
 			t.Errorf("%s: %d of %d lost: %s: %s", k.Name, n, k.Sent, cause, k.Errors[cause])
 		}
 	}

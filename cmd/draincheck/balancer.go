@@ -13,11 +13,10 @@ import (
 	"time"
 )
 
-// The balancers check every checkEvery and want two failures, or successes, in
-// a row.
+// HAProxy checks every checkEvery and wants two failures, or successes, in a
+// row. A check may take its time: on a busy machine a slow server is not down.
 const (
 	checkEvery = 100 * time.Millisecond
-	noticed    = 3 * checkEvery
 
 	// gap is how long an instance is down when its successor does not overlap.
 	gap = 300 * time.Millisecond
@@ -36,6 +35,7 @@ defaults
     timeout server 30s
     timeout http-keep-alive 30s
     timeout tunnel 1m
+    timeout check 2s
     option http-keep-alive
     http-reuse always
     retries 0
@@ -43,6 +43,10 @@ defaults
 frontend in
     bind 127.0.0.1:{{.Port}}
     default_backend servers
+frontend up
+    bind 127.0.0.1:{{.UpPort}}
+    http-request return status 200 if { nbsrv(servers) ge {{len .Servers}} }
+    http-request return status 503
 backend servers
     balance roundrobin
     option httpchk GET {{.Health}}
@@ -87,7 +91,7 @@ http {
 type balanced struct {
 	c       *config
 	start   func(port, tlsPort int) (*process, error)
-	ports   []int      // of the servers
+	ports   []int      // two of the servers, two more, the balancer's, and that of its frontend "up"
 	servers []*process // nil: does not run
 	next    int        // the one to roll
 
@@ -99,7 +103,7 @@ func newBalanced(c *config, start func(port, tlsPort int) (*process, error)) (*b
 	if _, err := lookBalancer(c.via); err != nil {
 		return nil, err
 	}
-	ports, err := freePorts(5)
+	ports, err := freePorts(6)
 	if err != nil {
 		return nil, err
 	}
@@ -136,14 +140,13 @@ func (b *balanced) ready(ctx context.Context) error {
 			}
 		}
 	}
-	if b.balancer != nil {
-		return nil
-	}
-	if err := b.startBalancer(); err != nil {
-		return err
-	}
-	if err := b.balancer.ready(ctx, true); err != nil {
-		return fmt.Errorf("%s: %w", b.c.via, err)
+	if b.balancer == nil {
+		if err := b.startBalancer(); err != nil {
+			return err
+		}
+		if err := b.balancer.ready(ctx, true); err != nil {
+			return fmt.Errorf("%s: %w", b.c.via, err)
+		}
 	}
 	return b.serving(ctx)
 }
@@ -165,7 +168,7 @@ func (b *balanced) startBalancer() error {
 	file := filepath.Join(b.dir, b.c.via+".conf")
 	var conf strings.Builder
 	err = balancerConfigs[b.c.via].Execute(&conf, map[string]any{
-		"Port": b.ports[4], "Servers": b.ports[:2], "Health": b.c.health, "Every": checkEvery.Milliseconds(), "Dir": b.dir,
+		"Port": b.ports[4], "UpPort": b.ports[5], "Servers": b.ports[:2], "Health": b.c.health, "Every": checkEvery.Milliseconds(), "Dir": b.dir,
 	})
 	if err != nil {
 		return err
@@ -181,33 +184,32 @@ func (b *balanced) startBalancer() error {
 	return err
 }
 
-// serving waits until the balancer passes requests on: it may have to check
-// the servers first.
+// serving waits until the balancer passes requests on to both servers: HAProxy
+// has to have found them in order, nginx does not check.
 func (b *balanced) serving(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readyWithin)
 	defer cancel()
 	plain, _ := b.addrs()
+	ask := "http://" + plain + b.c.health
+	if b.c.via == "haproxy" {
+		ask = fmt.Sprintf("http://127.0.0.1:%d/", b.ports[5])
+	}
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	for {
-		req, err := http.NewRequestWithContext(ctx, "GET", "http://"+plain+b.c.health, nil)
+		req, err := http.NewRequestWithContext(ctx, "GET", ask, nil)
 		if err != nil {
 			return err
 		}
-		resp, err := client.Do(req)
-		if err == nil {
+		if resp, err := client.Do(req); err == nil {
 			resp.Body.Close()
 			if resp.StatusCode < 500 {
-				break
+				return nil
 			}
-			err = fmt.Errorf("GET %s: %s", b.c.health, resp.Status)
 		}
-		select {
-		case <-time.After(10 * time.Millisecond):
-		case <-ctx.Done():
-			return fmt.Errorf("%s did not find the servers in order: %w", b.c.via, err)
+		if err := sleep(ctx, 10*time.Millisecond); err != nil {
+			return usageError{fmt.Errorf("%s did not find both servers in order: does GET %s (-health) answer 200?", b.c.via, b.c.health)}
 		}
 	}
-	return sleep(ctx, noticed) // until it has found both
 }
 
 func (b *balanced) addrs() (plain, tls string) {
@@ -237,7 +239,7 @@ func (b *balanced) roll(ctx context.Context) (Stop, error) {
 	if err := b.launch(ctx, i, true); err != nil {
 		return s, err
 	}
-	return s, sleep(ctx, noticed)
+	return s, b.serving(ctx)
 }
 
 func (b *balanced) close() {

@@ -87,7 +87,7 @@ func (c *config) load(d deployment, l lane, any bool) (traffic.Load, error) {
 	plain, secure := d.addrs()
 	load := traffic.Load{
 		Addr: plain, Kind: l.kind, Clients: c.clients, Rate: c.rate, Redial: redial,
-		Timeout: c.grace + 5*time.Second, Any: any, Path: c.path, Method: c.method,
+		Timeout: c.grace + 5*time.Second, Any: any, Window: c.window, Path: c.path, Method: c.method,
 	}
 	if !any {
 		load.Method = "POST"

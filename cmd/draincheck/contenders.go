@@ -231,6 +231,7 @@ func (c *config) demonstrate() error {
 }
 
 func (c *config) contest(names ...string) error {
+	c.window = 500 * time.Millisecond // this library's IdleGrace
 	delay := time.Duration(0)
 	if c.via != "" {
 		c.health, delay = "/ready", balancedDelay

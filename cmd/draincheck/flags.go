@@ -35,6 +35,7 @@ type config struct {
 	clients int
 	rate    float64
 	warm    time.Duration
+	window  time.Duration
 	method  string
 	path    string
 
@@ -86,6 +87,7 @@ func parse(args []string, stderr io.Writer) (*config, error) {
 	fs.IntVar(&c.clients, "clients", 16, "how many clients each kind of traffic has")
 	fs.Float64Var(&c.rate, "rate", 200, "how many requests per second each kind of traffic may begin; 0: as many as it can")
 	fs.DurationVar(&c.warm, "warm", 500*time.Millisecond, "how long the load lasts before the stop")
+	fs.DurationVar(&c.window, "window", 0, "the quiet `time` that the server grants idle connections while it stops: a loss on one\nthat its client left alone for longer has the cause \"paused\"; 500ms in the demonstration")
 	fs.StringVar(&c.method, "method", "GET", "the `method` of requests that need no body")
 	fs.StringVar(&c.path, "path", "/", "the `path` of requests")
 	fs.StringVar(&c.json, "json", "", "write the result as JSON to this `file`, - for standard output")
@@ -122,8 +124,8 @@ func (c *config) bounds() error {
 		return fmt.Errorf("-clients %d: must be from 1 to %d for %d kinds of traffic", c.clients, maxClients/len(c.lanes), len(c.lanes))
 	case c.rate < 0 || c.rate > maxRate:
 		return fmt.Errorf("-rate %v: must be from 0 to %d", c.rate, maxRate)
-	case c.grace <= 0 || c.total <= 0 || c.warm < 0:
-		return errors.New("-grace and -timeout must be more than 0, and -warm not less")
+	case c.grace <= 0 || c.total <= 0 || c.warm < 0 || c.window < 0:
+		return errors.New("-grace and -timeout must be more than 0, -warm and -window not less")
 	case c.via != "" && c.via != "haproxy" && c.via != "nginx":
 		return fmt.Errorf("-via %q: there are haproxy and nginx", c.via)
 	case !strings.HasPrefix(c.path, "/") || !strings.HasPrefix(c.health, "/"):

@@ -139,6 +139,9 @@ func resultsText(dir string) ([]byte, error) {
 	f("traffic at once. A request is lost if any of its bytes were sent and no complete, correct response came back;")
 	f("the cells say lost/sent. A refused new connection is not a loss. Nothing is retried, but HTTP/2 requests that")
 	f("the server itself handed back: http.Transport repeats them, and for `http2-once` it cannot.\n")
+	f("On a busy machine a client may pause for longer than the 500 ms for which this library takes care of idle")
+	f("connections, and speak at the very moment at which its connection is closed. Such losses have the cause")
+	f("`paused`; in HTTP/1.1 they are inherent.\n")
 	f("In the pictures each row is a kind of traffic, time runs to the right, and a red stroke is a loss.\n")
 	for _, m := range modes {
 		text, err := os.ReadFile(filepath.Join(dir, "results", m.name+".json"))
