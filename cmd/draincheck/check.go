@@ -81,18 +81,18 @@ func (c *config) subjectRounds(ctx context.Context, s subject, bar *progress, st
 	return found, nil
 }
 
-// load returns lane l's load on d, or why there can be none. With any, the
-// answers need not be traffic.Handler's.
-func (c *config) load(d deployment, l lane, any bool) (traffic.Load, error) {
+// load returns lane l's load on d, or why there can be none. What found says of
+// the lane was learnt by probing.
+func (c *config) load(d deployment, l lane, found *Lane) (traffic.Load, error) {
 	plain, secure := d.addrs()
 	load := traffic.Load{
 		Addr: plain, Kind: l.kind, Clients: c.clients, Rate: c.rate, Redial: redial,
-		Timeout: c.grace + 5*time.Second, Any: any, Window: c.window, Path: c.path, Method: c.method,
+		Timeout: c.grace + 5*time.Second, Any: found.any, Window: c.window, Path: c.path, Method: c.method,
 	}
-	if !any {
+	if !found.any {
 		load.Method = "POST"
 	}
-	if l.tls {
+	if l.tls || found.tls {
 		load.Addr = secure
 		// It is the loss that is checked here, not the certificate.
 		load.TLS = &tls.Config{InsecureSkipVerify: true}
@@ -100,29 +100,18 @@ func (c *config) load(d deployment, l lane, any bool) (traffic.Load, error) {
 	switch {
 	case c.via != "" && !l.balanced():
 		return load, fmt.Errorf("not through %s", c.via)
-	case load.Addr == "" && l.tls:
-		return load, errors.New("the server is asked without TLS")
 	case load.Addr == "":
-		return load, errors.New("the server is asked over TLS")
+		return load, errors.New("not at this -url")
 	}
 	return load, nil
 }
 
 // probe finds out which kinds of traffic the server takes, with one request of
-// each, and skips the others. It also finds out whether its answers are those of
-// traffic.Handler, so that they can be checked to the last byte.
+// each, and skips the others.
 func (c *config) probe(ctx context.Context, s subject, d deployment, found *Subject) error {
 	served := false
 	for i, l := range c.lanes {
-		load, err := c.load(d, l, s.any)
-		if err == nil {
-			strict := load
-			strict.Any, strict.Method = false, "POST"
-			if err = try(ctx, strict); err != nil && s.any {
-				found.Lanes[i].any = true
-				err = try(ctx, load)
-			}
-		}
+		err := c.probeLane(ctx, s, d, l, found.Lanes[i])
 		if err != nil {
 			found.Lanes[i].Skipped = err.Error()
 		}
@@ -135,6 +124,34 @@ func (c *config) probe(ctx context.Context, s subject, d deployment, found *Subj
 		return usageError{fmt.Errorf("the server takes none of the kinds of traffic (%s: %s)", found.Lanes[0].Name, found.Lanes[0].Skipped)}
 	}
 	return nil
+}
+
+// probeLane returns why the server does not take l. Otherwise found says
+// whether its answers are those of traffic.Handler, so that they can be checked
+// to the last byte, and whether it wants TLS where l has none.
+func (c *config) probeLane(ctx context.Context, s subject, d deployment, l lane, found *Lane) error {
+	var first error
+	for _, found.tls = range []bool{false, true} {
+		for _, found.any = range []bool{false, true} {
+			load, err := c.load(d, l, found)
+			if err == nil {
+				err = try(ctx, load)
+			}
+			if err == nil {
+				return nil
+			}
+			if found.any == s.any && first == nil {
+				first = err
+			}
+			if !s.any {
+				break
+			}
+		}
+		if !s.any || l.tls || l.kind.HTTP2() {
+			break
+		}
+	}
+	return first
 }
 
 // try returns why load's one request was not answered.
@@ -174,7 +191,7 @@ func (c *config) round(ctx context.Context, d deployment, found *Subject, bar *p
 		if found.Lanes[i].Skipped != "" {
 			continue
 		}
-		load, err := c.load(d, l, found.Lanes[i].any)
+		load, err := c.load(d, l, found.Lanes[i])
 		if err != nil {
 			return err
 		}

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"encoding/xml"
 	"io"
@@ -16,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/seed-121bbccf/graceful/internal/traffic"
 )
 
 // TestMain makes the test binary what draincheck is to itself: the contenders,
@@ -30,8 +33,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// testServer is somebody's server: it listens on PORT and exits at once on a
-// signal, or never.
+// testServer is somebody's server: it listens on PORT, with TLS perhaps, and
+// exits at once on a signal, or never.
 func testServer(mode string) int {
 	ln, err := net.Listen("tcp", "127.0.0.1:"+os.Getenv("PORT"))
 	if err != nil {
@@ -39,6 +42,9 @@ func testServer(mode string) int {
 	}
 	if mode == "stubborn" {
 		signal.Ignore(syscall.SIGTERM)
+	}
+	if mode == "tls" {
+		ln = tls.NewListener(ln, traffic.ServerTLS())
 	}
 	http.Serve(ln, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
@@ -154,6 +160,15 @@ func TestCommand(t *testing.T) {
 	status, out, errs := draincheck(t.Context(), "-rounds", "2", "-clients", "4", "-warm", "50ms", "--", os.Args[0])
 	if status != exitLost || !strings.Contains(out, "not served") {
 		t.Errorf("status %d: %s\n%s", status, errs, out)
+	}
+}
+
+// A server that speaks nothing but TLS is spoken to so.
+func TestOnlyTLS(t *testing.T) {
+	t.Setenv("DRAINCHECK_TEST_SERVER", "tls")
+	_, out, errs := draincheck(t.Context(), "-rounds", "1", "-clients", "2", "-traffic", "keep-alive,tls,h2c", "--", os.Args[0])
+	if !strings.Contains(out, "\n keep-alive") || !strings.Contains(out, "\n tls") || !strings.Contains(out, "skipped: h2c") {
+		t.Errorf("%s\n%s", errs, out)
 	}
 }
 

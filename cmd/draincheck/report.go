@@ -68,6 +68,7 @@ type Lane struct {
 	Timeline []Bin `json:"timeline"`
 
 	any            bool // answers are not traffic.Handler's
+	tls            bool // over TLS, because the server wants it
 	before, during []time.Duration
 }
 
