@@ -170,7 +170,10 @@ func try(ctx context.Context, load traffic.Load) error {
 		return nil
 	}
 	for cause, text := range res.Errors {
-		return fmt.Errorf("not served (%s: %.100s)", cause, strings.TrimSpace(text))
+		if strings.HasPrefix(cause, "status ") {
+			return fmt.Errorf("not served (%s)", cause)
+		}
+		return fmt.Errorf("not served (%.80s)", text)
 	}
 	return errors.New("not served")
 }
