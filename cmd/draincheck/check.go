@@ -56,6 +56,11 @@ func (c *config) subjectRounds(ctx context.Context, s subject, bar *progress, st
 	}
 	defer d.close()
 	found := &Subject{Name: s.Name, Foreign: s.why != ""}
+	if found.Foreign {
+		grantsNone := *c
+		grantsNone.window = 0
+		c = &grantsNone
+	}
 	for _, l := range c.lanes {
 		found.Lanes = append(found.Lanes, &Lane{
 			Name: l.Name, About: l.about(),
