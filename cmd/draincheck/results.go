@@ -164,7 +164,7 @@ func resultsText(dir string) ([]byte, error) {
 	}
 	if bench, err := os.ReadFile(filepath.Join(dir, "bench.txt")); err == nil {
 		f("## Performance\n")
-		f("benchstat's output; bench/README.md has the command.\n")
+		f("benchstat's output:\n")
 		f("```\n%s\n```", bytes.TrimSpace(bench))
 	}
 	return b.Bytes(), nil
