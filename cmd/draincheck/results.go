@@ -38,7 +38,7 @@ var modes = []mode{
 	{"haproxy-replace", "Through HAProxy, the successor overlaps", "haproxy", true,
 		`What is lost here are requests that HAProxy sent over connections that were just being closed.`},
 	{"nginx", "Through nginx, one of two instances down in between", "nginx", false,
-		`nginx (the free one) has no active checks: it goes on sending every second request to an instance that is down, and answers 502. With proxy_next_upstream off nothing that the server does can help; a successor that overlaps can. (Its default, max_fails=1 with fail_timeout=10s, would mark both instances down when two restarts come close together, and fail nearly everything.) These losses are inherent, this library's included.`},
+		`nginx (the free one) has no active checks: it goes on sending every second request to an instance that is down, and answers 502. With proxy_next_upstream off nothing that the server does can help; a successor that overlaps can. (Its default, max_fails=1 with fail_timeout=10s, would mark both instances down when two restarts come close together, and fail nearly everything.) These losses are inherent; the longer a server takes to leave, the more of them there are, so this library, which waits for its clients, has most.`},
 	{"nginx-replace", "Through nginx, the successor overlaps", "nginx", true,
 		`The only way to roll servers behind nginx without a loss.`},
 }
@@ -51,6 +51,7 @@ func resultsMain(ctx context.Context, args []string, stderr io.Writer) int {
 	fs.SetOutput(stderr)
 	dir := fs.String("o", "docs", "the `directory` for results.md and its pictures")
 	only := fs.String("modes", "", "the `modes` to run, separated by commas; empty: all")
+	textOnly := fs.Bool("text", false, "only make results.md again, of the numbers that are there")
 	c := &config{demo: true, path: "/", health: "/ready", signal: syscall.SIGTERM, grace: 15 * time.Second}
 	fs.IntVar(&c.rounds, "rounds", 50, "how many times each server is stopped in each mode")
 	fs.IntVar(&c.clients, "clients", 32, "how many clients each kind of traffic has")
@@ -70,10 +71,15 @@ func resultsMain(ctx context.Context, args []string, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "draincheck:", err)
 		return exitUsage
 	}
-	for _, m := range modes {
-		if *only != "" && !slices.Contains(strings.Split(*only, ","), m.name) {
-			continue
-		}
+	wanted, err := modesByName(*only)
+	if err != nil {
+		fmt.Fprintln(stderr, "draincheck:", err)
+		return exitUsage
+	}
+	if *textOnly {
+		wanted = nil
+	}
+	for _, m := range wanted {
 		rep, err := c.mode(ctx, m, stderr)
 		if err == nil {
 			err = rep.save(filepath.Join(*dir, "results", m.name))
@@ -93,6 +99,21 @@ func resultsMain(ctx context.Context, args []string, stderr io.Writer) int {
 		return exitLost
 	}
 	return 0
+}
+
+func modesByName(names string) ([]mode, error) {
+	if names == "" {
+		return modes, nil
+	}
+	var out []mode
+	for name := range strings.SplitSeq(names, ",") {
+		i := slices.IndexFunc(modes, func(m mode) bool { return m.name == name })
+		if i < 0 {
+			return nil, fmt.Errorf("-modes %q: there is no such mode", name)
+		}
+		out = append(out, modes[i])
+	}
+	return out, nil
 }
 
 // save writes the picture and the numbers, without the timeline that the
