@@ -111,6 +111,9 @@ const (
 	// flagGiveBack: the byte that was read ahead is to be read again.
 	flagGiveBack
 
+	// flagUnclosed: Close has left it open.
+	flagUnclosed
+
 	// flagReleased: the slot in the limit was given back.
 	flagReleased
 )
@@ -358,7 +361,15 @@ func (c *conn) keepEnding() {
 // Close closes the connection and gives its slot in the limit back. A
 // hijacked connection, or one of a protocol that reports no states, is gone
 // by it.
+//
+// While the manager is sweeping it waits: nobody can tell whether the
+// connection's own goroutine is at its end, which is reported next, or net/http
+// sweeps up a connection that is going to be served on (see serveOn).
 func (c *conn) Close() error {
+	if c.m.sweeping.Load() && c.turns == nil && c.load().state() != connHijacked {
+		c.flags.Or(flagUnclosed)
+		return nil
+	}
 	err := c.raw.Close()
 	c.freeSlot()
 	if c.turns != nil || c.load().state() == connHijacked {
@@ -384,6 +395,9 @@ func (c *conn) freeSlot() {
 
 // gone marks the connection closed and tells the manager, once.
 func (c *conn) gone() {
+	if c.has(flagUnclosed) {
+		c.raw.Close()
+	}
 	c.freeSlot()
 	if connWord(c.word.Swap(c.m.stamp(connClosed))).state() != connClosed {
 		c.m.removed(c)

@@ -336,13 +336,14 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		s.handle(w, r)
 	case r.ProtoMajor == 1:
+		h.req.Store(r)
 		if s.life.shutting.Load() {
 			// Before the handler runs, for its header may go out at any
 			// moment after that.
 			w.Header().Set("Connection", "close")
 			h.c.flags.Or(flagFarewell)
+			h.c.m.changed(h.c, connActive)
 		}
-		h.req.Store(r)
 		s.handle(w, r)
 		h.req.Store(nil) // after a panic the connection is closed anyway
 	default:
@@ -357,6 +358,12 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 		}()
 		s.handle(w, r)
 	}
+}
+
+// inHandler reports whether there is a request of HTTP/1 in the handler.
+func inHandler(c *conn) bool {
+	h, _ := c.info.Load().(*httpConn)
+	return h != nil && h.req.Load() != nil
 }
 
 func (h *httpConn) begin(r *http.Request) {
@@ -407,6 +414,7 @@ func (p *httpProtocol) config() lifeConfig {
 		rules: drainRules{
 			grace:        s.idleGrace(),
 			waitHijacked: s.WaitHijacked,
+			entered:      inHandler,
 			settled:      s.shutHTTP,
 		},
 	}
@@ -464,7 +472,12 @@ func (p *httpProtocol) beginDrain() {
 // shutHTTP says net/http's last word: answers that have not begun yet say
 // close, and HTTP/2 connections are told to leave. It would lose a request
 // that is being read, which is why it waits until there can be none.
-func (s *Server) shutHTTP() { shutNow(s.side.hs) }
+func (s *Server) shutHTTP() {
+	m := s.life.manager()
+	m.sweeping.Store(true)
+	shutNow(s.side.hs)
+	m.sweeping.Store(false)
+}
 
 // shutNow calls hs.Shutdown without waiting for its connections.
 func shutNow(hs *http.Server) {

@@ -2,7 +2,6 @@ package graceful
 
 import (
 	"bytes"
-	"context"
 	"crypto/tls"
 	"io"
 	"log"
@@ -278,25 +277,4 @@ func (l *http2Layer) logf(format string, args ...any) {
 		return
 	}
 	log.Printf(format, args...)
-}
-
-// http2Handler is net/http's handler for a connection. HTTP/2 has put base into
-// the context in the place of the server that the application knows.
-type http2Handler struct {
-	http.Handler
-	user *http.Server
-}
-
-// BaseContext is how net/http passes the connection's context to HTTP/2.
-func (h http2Handler) BaseContext() context.Context {
-	if b, ok := h.Handler.(interface{ BaseContext() context.Context }); ok {
-		return b.BaseContext()
-	}
-	return context.Background()
-}
-
-func (h http2Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	r2 := r.WithContext(context.WithValue(r.Context(), http.ServerContextKey, h.user))
-	defer func() { r.MultipartForm = r2.MultipartForm }() // net/http removes its files
-	h.Handler.ServeHTTP(w, r2)
 }

@@ -49,14 +49,6 @@ type http2Conn struct {
 	linger  *time.Timer // runs while finishing without a stream; nil until then
 }
 
-// tlsHTTP2Conn is an http2Conn over TLS. net/http looks for ConnectionState to
-// fill in Request.TLS and to refuse bad ciphers.
-type tlsHTTP2Conn struct{ *http2Conn }
-
-func (c tlsHTTP2Conn) ConnectionState() tls.ConnectionState {
-	return c.Conn.(*tls.Conn).ConnectionState()
-}
-
 func newHTTP2Conn(nc net.Conn) *http2Conn {
 	c := &http2Conn{Conn: nc, onBegin: func() {}, onAck: func() {}}
 	c.quiet = sync.NewCond(&c.mu)

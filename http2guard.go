@@ -88,6 +88,35 @@ func unencryptedCarrier(c net.Conn) *tls.Conn { return tls.Client(carrier{c}, ni
 // UnencryptedNetConn is the method by which net/http knows it.
 func (c carrier) UnencryptedNetConn() net.Conn { return c.Conn }
 
+// tlsHTTP2Conn is an http2Conn over TLS. net/http looks for ConnectionState to
+// fill in Request.TLS and to refuse bad ciphers.
+type tlsHTTP2Conn struct{ *http2Conn }
+
+func (c tlsHTTP2Conn) ConnectionState() tls.ConnectionState {
+	return c.Conn.(*tls.Conn).ConnectionState()
+}
+
+// http2Handler is net/http's handler for a connection. HTTP/2 has put base into
+// the context in the place of the server that the application knows.
+type http2Handler struct {
+	http.Handler
+	user *http.Server
+}
+
+// BaseContext is how net/http passes the connection's context to HTTP/2.
+func (h http2Handler) BaseContext() context.Context {
+	if b, ok := h.Handler.(interface{ BaseContext() context.Context }); ok {
+		return b.BaseContext()
+	}
+	return context.Background()
+}
+
+func (h http2Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	r2 := r.WithContext(context.WithValue(r.Context(), http.ServerContextKey, h.user))
+	defer func() { r.MultipartForm = r2.MultipartForm }() // net/http removes its files
+	h.Handler.ServeHTTP(w, r2)
+}
+
 // http2Assumed returns "" if serve, the function that net/http has put under
 // TLSNextProto["unencrypted_http2"], does what the layer relies on, and
 // otherwise what it does not. net/http promises none of it, so it is tried out,

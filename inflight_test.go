@@ -92,6 +92,9 @@ func TestInFlightTooManyDones(t *testing.T) {
 			if n := f.Count(); n != 0 {
 				t.Errorf("count %d", n)
 			}
+			if f.Add(1) == nil && f.Count() != 1 {
+				t.Errorf("count %d after an Add", f.Count())
+			}
 		})
 	}
 }

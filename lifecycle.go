@@ -557,9 +557,7 @@ func (lc *lifecycle) wait(ctx context.Context) error {
 
 // stats returns a live count.
 func (lc *lifecycle) stats() Stats {
-	lc.mu.Lock()
-	m := lc.m
-	lc.mu.Unlock()
+	m := lc.manager()
 	s := Stats{Phase: lc.Phase()}
 	if m != nil {
 		if c, ok := m.count(); ok {
@@ -587,13 +585,18 @@ func (lc *lifecycle) currentReport() Report {
 
 // openConns returns the connections that are open.
 func (lc *lifecycle) openConns() []*conn {
-	lc.mu.Lock()
-	m := lc.m
-	lc.mu.Unlock()
+	m := lc.manager()
 	if m == nil {
 		return nil
 	}
 	return m.conns()
+}
+
+// manager returns the manager, nil before the first listener.
+func (lc *lifecycle) manager() *manager {
+	lc.mu.Lock()
+	defer lc.mu.Unlock()
+	return lc.m
 }
 
 // skipDelay makes a shutdown that has not begun begin without a delay.

@@ -89,7 +89,7 @@ type listener struct {
 	original net.Listener  // what the caller handed in: l, or what it was taken from
 	owned    bool          // the socket may be told to admit nobody
 	reuse    bool          // a successor may have bound the same port
-	grace    time.Duration // how long the queue of a shut socket must be empty
+	grace    time.Duration // how long handshakes under way are waited for
 	limit    *limiter      // nil without limit
 	flags    uint32        // for its connections
 	wrap     func(nc net.Conn, release func()) (net.Conn, *conn)
@@ -98,8 +98,7 @@ type listener struct {
 	// that can be known. Tests replace it.
 	queued func(net.Listener) (waits, known bool)
 
-	last     atomic.Int64 // when the last connection was accepted, since m.began
-	shut     atomic.Bool  // the socket admits nobody any more
+	shut     atomic.Int64 // since when the socket admits nobody, since m.began; 0: it does
 	stopping chan struct{}
 	closed   chan struct{}
 
@@ -107,7 +106,7 @@ type listener struct {
 	closeErr            error
 
 	// Owned by Accept:
-	tried bool // once more, after the queue was found empty
+	tried bool // once more, after nothing was found any more
 }
 
 func newListener(m *manager, l net.Listener, limit *limiter) *listener {
@@ -166,12 +165,13 @@ func (l *listener) slot() bool {
 		return true
 	}
 	for !isStopping(l.closed) {
-		wait := l.window()
-		if waits, known := l.queued(l.l); wait <= 0 && (!waits || !known) {
-			return l.limit.tryAcquire()
-		}
+		waits, known := l.queued(l.l)
 		var alarm <-chan time.Time // nil: who waits in the queue, stays there
-		if wait > 0 {
+		if !waits || !known {
+			wait := l.coming()
+			if wait == 0 {
+				return l.limit.tryAcquire()
+			}
 			t := time.NewTimer(wait)
 			defer t.Stop()
 			alarm = t.C
@@ -183,41 +183,53 @@ func (l *listener) slot() bool {
 	return false
 }
 
-// window returns how long the quiet window of the queue still is. A socket
-// that goes on admitting has none: the sooner it is closed, the fewer are
-// lost.
-func (l *listener) window() time.Duration {
-	if !l.shut.Load() {
+// coming returns how long to wait for connections that are about to come into
+// the queue of a socket that admits nobody new: those whose handshake was under
+// way. It returns 0 if there is nothing to wait for, as for a socket that goes
+// on admitting: the sooner that is closed, the fewer are lost.
+func (l *listener) coming() time.Duration {
+	shut := time.Duration(l.shut.Load())
+	if shut == 0 {
 		return 0
 	}
-	return time.Duration(l.last.Load()) + l.grace - time.Since(l.m.began)
+	left := max(0, shut+l.grace-time.Since(l.m.began))
+	switch {
+	case left > 0 && handshaking(l.l):
+		l.tried = false
+		return min(left, 5*time.Millisecond)
+	case !l.tried:
+		// A SYN may have been let in at the very moment of shutting.
+		l.tried = true
+		return min(left, time.Millisecond)
+	}
+	return 0
 }
 
 func (l *listener) accepted() {
-	l.last.Store(int64(time.Since(l.m.began)))
 	l.tried = false
 	if isStopping(l.stopping) {
-		l.setDeadline(l.window())
+		l.setDeadline(0)
 	}
 }
 
 // more decides, when the deadline of emptying has passed, whether there is
 // more to come, and sets the next deadline.
 func (l *listener) more() bool {
-	if wait := l.window(); wait > 0 {
-		return l.setDeadline(wait)
-	}
 	waits, known := l.queued(l.l)
-	switch {
-	case waits:
+	if waits {
 		// It is there already. The deadline only has to be in the future,
 		// for package net looks at it first.
 		return l.setDeadline(time.Second)
-	case !known && !l.tried:
+	}
+	if !known {
+		if l.tried {
+			return false
+		}
 		l.tried = true
 		return l.setDeadline(10 * time.Millisecond)
 	}
-	return false
+	wait := l.coming()
+	return wait > 0 && l.setDeadline(wait)
 }
 
 // setDeadline makes Accept return after wait, and reports whether it can.
@@ -234,8 +246,8 @@ func (l *listener) setDeadline(wait time.Duration) bool {
 }
 
 // stop begins to end accepting, and doesn't wait for it: a socket that is
-// ours alone admits nobody from here on and is closed when its queue has been
-// empty for the quiet window, any other once its queue is empty, and one
+// ours alone admits nobody from here on and is closed when no handshake is
+// under way and its queue is empty, any other once its queue is empty, and one
 // without deadlines at once.
 func (l *listener) stop() {
 	l.stopOnce.Do(func() {
@@ -243,7 +255,9 @@ func (l *listener) stop() {
 			own.removeFile()
 		}
 		if _, unix := l.l.(*net.UnixListener); l.owned && !unix {
-			l.shut.Store(stopAdmitting(bareListener(l.l), l.reuse))
+			if stopAdmitting(bareListener(l.l), l.reuse) {
+				l.shut.Store(max(1, int64(time.Since(l.m.began))))
+			}
 		}
 		close(l.stopping)
 		if !l.setDeadline(0) {

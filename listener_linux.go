@@ -1,6 +1,7 @@
 package graceful
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -110,6 +111,60 @@ func acceptQueued(l net.Listener) (waits, known bool) {
 		return true, true // ask again
 	}
 	return waits, err == nil
+}
+
+// handshaking reports whether a handshake with l's port is under way: whether
+// the kernel has a connection for it in the state SYN_RECV. It is false where
+// that can't be known.
+func handshaking(l net.Listener) bool {
+	addr, ok := l.Addr().(*net.TCPAddr)
+	if !ok {
+		return false // a unix socket's connect has no such state
+	}
+	return anyInSynRecv(syscall.AF_INET, addr.Port) || anyInSynRecv(syscall.AF_INET6, addr.Port)
+}
+
+// anyInSynRecv asks the kernel for the connections of the family in the state
+// SYN_RECV whose local port it is, and reports whether there is one. See
+// sock_diag(7).
+func anyInSynRecv(family byte, port int) bool {
+	const (
+		netlinkSockDiag  = 4
+		sockDiagByFamily = 20
+		synRecv          = 1 << 3 // in a set of states
+		size             = syscall.NLMSG_HDRLEN + 56
+	)
+	fd, err := syscall.Socket(syscall.AF_NETLINK, syscall.SOCK_RAW|syscall.SOCK_CLOEXEC, netlinkSockDiag)
+	if err != nil {
+		return false
+	}
+	defer syscall.Close(fd)
+	// The kernel has its answer ready when Sendto returns; this is for a
+	// kernel that knows better.
+	timeout := syscall.Timeval{Usec: 100_000}
+	_ = syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, syscall.SO_RCVTIMEO, &timeout)
+
+	req := make([]byte, size) // struct nlmsghdr, struct inet_diag_req_v2
+	binary.NativeEndian.PutUint32(req[0:], size)
+	binary.NativeEndian.PutUint16(req[4:], sockDiagByFamily)
+	binary.NativeEndian.PutUint16(req[6:], syscall.NLM_F_REQUEST|syscall.NLM_F_DUMP)
+	req[16] = family
+	req[17] = syscall.IPPROTO_TCP
+	binary.NativeEndian.PutUint32(req[20:], synRecv)
+	binary.BigEndian.PutUint16(req[24:], uint16(port))
+	if syscall.Sendto(fd, req, 0, &syscall.SockaddrNetlink{Family: syscall.AF_NETLINK}) != nil {
+		return false
+	}
+	// The first message says it all: a connection, or the end of the dump.
+	reply := make([]byte, 4096)
+	for {
+		n, _, err := syscall.Recvfrom(fd, reply, 0)
+		if err == syscall.EINTR {
+			continue
+		}
+		return err == nil && n >= syscall.NLMSG_HDRLEN &&
+			binary.NativeEndian.Uint16(reply[4:]) == sockDiagByFamily
+	}
 }
 
 // control runs f on the descriptor of rc.

@@ -15,3 +15,7 @@ func stopAdmitting(l net.Listener, _ bool) bool {
 // acceptQueued reports whether a connection waits in l's accept queue. Here it
 // can't be known.
 func acceptQueued(net.Listener) (waits, known bool) { return false, false }
+
+// handshaking reports whether a handshake with l's port is known to be under
+// way. Here it isn't.
+func handshaking(net.Listener) bool { return false }

@@ -149,6 +149,21 @@ func TestLongRunningUnderServer(t *testing.T) {
 	})
 }
 
+// A client that has gone needs no turn.
+func TestLongRunningClientGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &InFlight{ReleaseWindow: time.Minute, ReleaseRate: 1}
+		gone, leave := context.WithCancel(t.Context())
+		first := watchers(f, 3, gone)
+		leave()
+		then := watchers(f, 3, t.Context())
+		f.WaitLongRunning(t.Context())
+		if diff := cmp.Diff([][]time.Duration{every(0, 3), every(time.Second, 3)}, [][]time.Duration{first(), then()}); diff != "" {
+			t.Error(diff)
+		}
+	})
+}
+
 // In ordinary times nothing is held back, and later ones are refused.
 func TestLongRunningServing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

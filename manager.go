@@ -43,6 +43,10 @@ type manager struct {
 
 	last census // the final one. Written by run before done is closed.
 
+	// sweeping is set while a protocol's server is told to close what it
+	// takes for idle: see conn.Close.
+	sweeping atomic.Bool
+
 	// settled is set by run before it calls rules.settled, while no
 	// connection is known to be idle: who finds it unset after run has heard
 	// that he is idle, can be sure that rules.settled waits for him.
@@ -71,6 +75,10 @@ type drainRules struct {
 
 	// waitHijacked makes the drain wait for hijacked connections.
 	waitHijacked bool
+
+	// entered reports whether the request on an active connection has come
+	// to its handler. It must not block. May be nil.
+	entered func(*conn) bool
 
 	// settled is called, on a goroutine of its own, once all connections
 	// left are in use and none of them could be used again unless the
@@ -188,7 +196,6 @@ type drain struct {
 
 	quiet waitList // new and idle ones, by when their quiet window ends
 	half  waitList // receiving ones, by when they are given up
-	slow  waitList // active ones, by when their answer is taken to be long in coming
 
 	hurry bool // patience is over
 
@@ -309,7 +316,6 @@ func (d *drain) lookAll(conns map[*conn]struct{}) {
 	}
 	d.quiet.sort()
 	d.half.sort()
-	d.slow.sort()
 	d.due()
 }
 
@@ -351,12 +357,7 @@ func (d *drain) look(c *conn) {
 			d.half.push(waiting{c, w, max(w.since(), d.begin) + wait})
 		}
 	case connActive:
-		settled = c.has(flagFarewell | flagStreams)
-		if !settled && d.lastAnswer(c) {
-			// An answer that is about to begin would cross what settled
-			// does; one that has not begun for so long hardly will.
-			d.slow.push(waiting{c, w, w.since() + d.m.rules.grace})
-		}
+		settled = d.lastAnswer(c)
 	default:
 		settled = true
 	}
@@ -369,10 +370,12 @@ func (d *drain) look(c *conn) {
 
 // lastAnswer reports whether the answer in progress on c is sure to be its
 // last: the peer has been told so, or has not been sent anything that says
-// otherwise yet. Of TLS nothing is sure: should it turn out to be wrong, what
+// otherwise yet. It must have come to the handler, for net/http drops a request
+// that it has only just read when it is shut down. Of TLS nothing is sure: should it turn out to be wrong, what
 // was read ahead can't be given back as without TLS.
 func (d *drain) lastAnswer(c *conn) bool {
-	return c.has(flagFarewell|flagStreams) || !c.has(flagWrote|flagBeside|flagTLS)
+	return c.has(flagFarewell|flagStreams) ||
+		!c.has(flagWrote|flagBeside|flagTLS) && d.m.rules.entered != nil && d.m.rules.entered(c)
 }
 
 // handshaking reports whether c's TLS handshake may still be under way, and
@@ -447,7 +450,7 @@ func (d *drain) due() {
 			}
 		})
 	}
-	for _, list := range []*waitList{&d.quiet, &d.half, &d.slow} {
+	for _, list := range []*waitList{&d.quiet, &d.half} {
 		for {
 			e, ok := list.popUntil(now)
 			if !ok {
@@ -456,18 +459,10 @@ func (d *drain) due() {
 			if e.c.load() != e.w {
 				continue // stale: its new state stands further back
 			}
-			switch e.w.state() {
-			case connActive:
-				if d.lastAnswer(e.c) {
-					delete(d.unsettled, e.c)
-				}
-			case connReceiving:
+			if e.w.state() == connReceiving {
 				go e.c.cut()
-			default:
-				if e.c.end(e.w) {
-					e.c.seen = connEnding
-					delete(d.unsettled, e.c)
-				}
+			} else if e.c.end(e.w) {
+				e.c.seen = connEnding // unsettled still: it may go on
 			}
 		}
 	}
@@ -476,10 +471,8 @@ func (d *drain) due() {
 // setAlarm sets the timer to the earliest time at which something is due.
 func (d *drain) setAlarm(alarm *time.Timer) {
 	next, ok := d.quiet.next()
-	for _, list := range []*waitList{&d.half, &d.slow} {
-		if due, has := list.next(); has && (!ok || due < next) {
-			next, ok = due, true
-		}
+	if due, has := d.half.next(); has && (!ok || due < next) {
+		next, ok = due, true
 	}
 	if p := d.m.rules.patience; p > 0 && !d.hurry && (!ok || d.begin+p < next) {
 		next, ok = d.begin+p, true

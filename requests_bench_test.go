@@ -88,6 +88,29 @@ func BenchmarkMiddleware(b *testing.B) {
 	})
 }
 
+// What the documentation says about allocations.
+func TestMiddlewareAllocations(t *testing.T) {
+	var inFlight graceful.InFlight
+	for name, tt := range map[string]struct {
+		h    http.Handler
+		most float64
+	}{
+		"RequestTimeout":  {new(graceful.RequestTimeout).Handler(benchHandler), 8},
+		"RequestDeadline": {new(graceful.RequestDeadline).Handler(benchHandler), 3},
+		"InFlight":        {inFlight.Handler(benchHandler), 0},
+	} {
+		w := &nullWriter{h: make(http.Header)}
+		r := httptest.NewRequest("GET", "/", nil)
+		got := testing.AllocsPerRun(100, func() {
+			clear(w.h)
+			tt.h.ServeHTTP(w, r)
+		})
+		if got > tt.most {
+			t.Errorf("%s: %v allocations per request, at most %v", name, got, tt.most)
+		}
+	}
+}
+
 // BenchmarkMiddlewareServed is the same within a request over loopback.
 func BenchmarkMiddlewareServed(b *testing.B) {
 	benchmarks(b, func(b *testing.B, h http.Handler) {

@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -147,6 +148,55 @@ func TestRequestTimeoutAborts(t *testing.T) {
 	}
 }
 
+// 101 is a status like any other, not an announcement of one.
+func TestRequestTimeoutAbortsSwitchedProtocol(t *testing.T) {
+	withBench(t, false, func(b *bench) {
+		end := make(chan struct{})
+		defer close(end)
+		b.serve(within(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Upgrade", "mine")
+			w.Header().Set("Connection", "upgrade")
+			w.WriteHeader(http.StatusSwitchingProtocols)
+			<-end
+		}))
+		resp, err := b.client.Do(b.request("GET", "/", nil, "Upgrade", "mine", "Connection", "upgrade"))
+		if err == nil {
+			b.Error(resp.Status)
+		}
+		b.elapsed(limit)
+		if b.log.String() != "" { // of a second status
+			b.Error(b.log)
+		}
+	})
+}
+
+// Hijack flushes, and that may block.
+func TestRequestTimeoutBlockedHijack(t *testing.T) {
+	withBench(t, false, func(b *bench) {
+		over := make(chan any, 1)
+		h := within(func(w http.ResponseWriter, r *http.Request) {
+			io.WriteString(w, "half")
+			if _, _, err := w.(http.Hijacker).Hijack(); err != http.ErrHandlerTimeout {
+				b.Error(err)
+			}
+		})
+		b.serve(handlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			defer func() { v := recover(); over <- v; panic(v) }()
+			h.ServeHTTP(w, r)
+		}))
+		conn, err := b.l.dial()
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer conn.Close()
+		io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n") // and read nothing
+		if v := <-over; v != http.ErrAbortHandler {
+			b.Errorf("panic %v", v)
+		}
+		b.elapsed(limit)
+	})
+}
+
 func TestRequestTimeoutParameter(t *testing.T) {
 	for query, want := range map[string]time.Duration{
 		"":                           limit,
@@ -211,10 +261,15 @@ func TestRequestTimeoutDefaults(t *testing.T) {
 func TestRequestTimeoutReceived(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
+		var runs atomic.Int32
 		h := (&graceful.RequestTimeout{
 			Max:      limit,
 			Received: func(*http.Request) time.Time { return start },
-		}).Handler(handlerFunc(func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done(); time.Sleep(time.Nanosecond) }))
+		}).Handler(handlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			runs.Add(1)
+			<-r.Context().Done()
+			time.Sleep(time.Nanosecond)
+		}))
 		time.Sleep(limit / 2)
 		for range 2 { // the second has waited too long to be begun
 			w := httptest.NewRecorder()
@@ -224,6 +279,9 @@ func TestRequestTimeoutReceived(t *testing.T) {
 			}
 		}
 		time.Sleep(time.Nanosecond)
+		if n := runs.Load(); n != 1 {
+			t.Errorf("the handler ran %d times", n)
+		}
 	})
 }
 

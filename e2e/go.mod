@@ -3,3 +3,5 @@ module github.com/seed-121bbccf/graceful/e2e
 go 1.25
 
 require github.com/seed-121bbccf/graceful v0.0.0
+
+replace github.com/seed-121bbccf/graceful => ../

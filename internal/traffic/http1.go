@@ -66,7 +66,6 @@ func (c *h1Client) exchange(id string, deadline time.Time) (*http.Response, erro
 	if sendErr == nil && resp == nil {
 		sendErr = c.sendBody(body, k.upload)
 	}
-	c.sent = time.Now()
 	for resp == nil || resp.StatusCode == http.StatusContinue {
 		// Even if sending failed: the server may have answered early.
 		var err error
@@ -123,7 +122,9 @@ func (c *h1Client) sendHead(head string) error {
 	return err
 }
 
+// sendBody notes when the last byte was out, before it pauses behind it.
 func (c *h1Client) sendBody(body string, over time.Duration) error {
+	c.sent = time.Now()
 	if over == 0 {
 		_, err := io.WriteString(c.conn, body)
 		return err
@@ -133,6 +134,7 @@ func (c *h1Client) sendBody(body string, over time.Duration) error {
 		if _, err := io.WriteString(c.conn, body[:n]); err != nil {
 			return err
 		}
+		c.sent = time.Now()
 		body = body[n:]
 		time.Sleep(over / pieces)
 	}
