@@ -57,11 +57,16 @@ type Listener struct {
 	Limit int
 
 	// OnDrain is called, if not nil, with every connection that is open when
-	// draining begins, and with those accepted later, each on a goroutine of
-	// its own, so that a protocol that has a farewell can say it (SMTP's 421,
-	// MQTT's DISCONNECT, a push of RESP). What it writes to the connection
-	// does not count as an answer. The connection is in use until it returns.
-	// It gets the connection below a TLS that the server lays over it.
+	// draining begins, and with those accepted later, so that a protocol that
+	// has a farewell can say it (SMTP's 421, MQTT's DISCONNECT, a push of
+	// RESP). It is called once for each, on a goroutine of its own, when the
+	// connection is idle: at once, or else at its first idle moment, for in
+	// the middle of a command the farewell would be taken for the answer. A
+	// command that crosses it on the wire is carried out and answered.
+	//
+	// The connection is in use until OnDrain returns, and its quiet window
+	// counts from then on. What OnDrain writes to it does not count as an
+	// answer. It gets the connection below a TLS that the server lays over it.
 	OnDrain func(net.Conn)
 
 	// OwnsListener is as in Server.
@@ -84,7 +89,8 @@ type Listener struct {
 	err  error
 	tl   *listener
 
-	accepting atomic.Int32  // calls of Accept that are under way
+	calls     atomic.Uint64 // of Accept, so far
+	accepting atomic.Int32  // those of them that are under way
 	closed    chan struct{} // closed by Close
 	closeOnce sync.Once
 }
@@ -110,6 +116,7 @@ func (l *Listener) Addr() net.Addr { return l.l.Addr() }
 // returning connections that had connected before; then it blocks until the
 // shutdown is over and returns an error that wraps net.ErrClosed.
 func (l *Listener) Accept() (net.Conn, error) {
+	l.calls.Add(1)
 	l.accepting.Add(1)
 	defer l.accepting.Add(-1)
 	if err := l.prepare(); err != nil {
@@ -123,7 +130,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 	if err == nil {
 		return nc, nil
 	}
-	if !l.life.shutting.Load() {
+	if !isStopping(l.tl.stopping) && !isStopping(l.tl.closed) {
 		return nil, err // the caller decides whether it tries again
 	}
 	l.life.release(l.tl)
@@ -146,6 +153,7 @@ func (l *Listener) Close() error {
 		close(l.closed)
 		if l.prepare() != nil || l.tl == nil {
 			err = l.l.Close()
+			l.life.order("Close", nil)
 			return
 		}
 		err = l.tl.Close()
@@ -247,10 +255,11 @@ func (l *Listener) prepare() error {
 		tl.reuse = true // the listener's own business; harmless if it isn't
 		tl.grace = graceOf(l.IdleGrace)
 		tl.wrap = func(nc net.Conn, release func()) (net.Conn, *conn) {
-			wrapped, c := track(m, nc, release, new(turns), 0)
-			c.info.Store(wrapped)
-			if l.OnDrain != nil && l.life.Phase() >= PhaseDraining {
-				l.sayFarewell(c)
+			t := new(turns)
+			wrapped, c := track(m, nc, release, t, 0)
+			if l.OnDrain != nil {
+				t.parting = func() bool { return l.life.Phase() >= PhaseDraining }
+				t.farewell = func() { l.OnDrain(farewellConn{wrapped, c}) }
 			}
 			return wrapped, c
 		}
@@ -276,19 +285,6 @@ func (l *Listener) check() error {
 		return fmt.Errorf("graceful: Listener.Limit is negative: %d", l.Limit)
 	}
 	return nil
-}
-
-// sayFarewell calls OnDrain for c, which is in use meanwhile.
-func (l *Listener) sayFarewell(c *conn) {
-	wrapped, _ := c.info.Load().(net.Conn)
-	if wrapped == nil {
-		return
-	}
-	done := c.turns.hold(c)
-	go func() {
-		defer done()
-		l.OnDrain(farewellConn{wrapped, c})
-	}()
 }
 
 // A farewellConn is what OnDrain gets: it writes past the turns, since what it
@@ -330,34 +326,58 @@ func (p *anyProtocol) logf(format string, args ...any) {
 	}
 }
 
-func (p *anyProtocol) beforeShutdown() bool { return true }
-func (p *anyProtocol) beginDelay()          {}
-func (p *anyProtocol) beginKill()           {}
-func (p *anyProtocol) finishRequests(context.Context) <-chan struct{} {
-	return nil
-}
+func (p *anyProtocol) beforeShutdown() bool  { return true }
+func (p *anyProtocol) beginDelay()           {}
+func (p *anyProtocol) beginKill()            {}
 func (p *anyProtocol) finish(int) string     { return "" }
 func (p *anyProtocol) requests(any) []string { return nil }
 func (p *anyProtocol) streams() int          { return 0 }
 
-// beginDrain says farewell, and closes the listener if nobody accepts from it:
-// a server that does one thing at a time may come back to Accept, but one that
-// does not must not keep the shutdown from ending.
+// finishRequests says farewell to the connections that are idle, before the
+// manager ends those that have been so for long. Those that are not in its
+// list yet have not been read, and will find the phase when they are.
+func (p *anyProtocol) finishRequests(context.Context) <-chan struct{} {
+	if p.OnDrain == nil {
+		return nil
+	}
+	for _, c := range p.life.openConns() {
+		c.turns.part(c)
+	}
+	return nil
+}
+
 func (p *anyProtocol) beginDrain() {
-	l := (*Listener)(p)
-	if l.OnDrain != nil {
-		for _, c := range l.life.openConns() {
-			l.sayFarewell(c)
+	if l := (*Listener)(p); l.tl != nil {
+		go l.watchAccept()
+	}
+}
+
+// watchAccept closes the listener when nobody accepts from it any more. A
+// server that does one thing at a time comes back to Accept when it has done
+// with a connection; one that does not come back must not keep the shutdown
+// from ending.
+func (l *Listener) watchAccept() {
+	tick := time.NewTicker(max(graceOf(l.IdleGrace)/2, 10*time.Millisecond))
+	defer tick.Stop()
+	seen, idle := l.calls.Load(), false
+	for {
+		select {
+		case <-tick.C:
+		case <-l.tl.closed:
+			return
+		case <-l.life.stopped:
+			return
 		}
-	}
-	if l.tl == nil || isStopping(l.closed) {
-		return
-	}
-	time.AfterFunc(graceOf(l.IdleGrace), func() {
-		if l.accepting.Load() == 0 {
+		// Once is not enough: it may be on its way from a connection that
+		// has just ended to Accept.
+		calls, was := l.calls.Load(), idle
+		idle = calls == seen && l.accepting.Load() == 0 && l.life.stats().Open() == 0
+		if idle && was {
 			l.life.release(l.tl)
+			return
 		}
-	})
+		seen = calls
+	}
 }
 
 var _ net.Listener = (*Listener)(nil)

@@ -74,7 +74,7 @@ func BenchmarkStopAfterLast(b *testing.B) {
 			answered := make(chan struct{})
 			go func() {
 				defer close(answered)
-				io.WriteString(nc, string(benchRequest))
+				nc.Write(benchRequest)
 				resp, err := http.ReadResponse(bufio.NewReader(nc), nil)
 				if err != nil {
 					b.Error(err)

@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"io"
 	"log"
 	"net"
@@ -244,7 +243,7 @@ func (c *benchClient) first(b *testing.B) {
 	}
 	body, err := io.ReadAll(resp.Body)
 	if err != nil || string(body) != "hello, world\n" || br.Buffered() > 0 {
-		b.Fatal(fmt.Sprintf("%q, %v", body, err))
+		b.Fatalf("%q, %v", body, err)
 	}
 	benchAnswerLen.Store(n.n)
 	c.answer = make([]byte, n.n)

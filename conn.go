@@ -142,6 +142,10 @@ type conn struct {
 	// against finding out that it must go on, which takes the deadline back.
 	mu sync.Mutex
 
+	// takenBack counts how often end was taken back: whoever waits in Read
+	// then finds the deadline over, and no reason for it.
+	takenBack atomic.Uint32
+
 	// info is what the protocol above keeps about the connection. It is
 	// written before the first request and read for the report.
 	info atomic.Value
@@ -167,6 +171,7 @@ func (c *conn) Read(p []byte) (int, error) {
 		return 1, nil
 	}
 	for {
+		before := c.takenBack.Load()
 		n, err := c.raw.Read(p)
 		if n > 0 {
 			if len(p) == 1 {
@@ -175,7 +180,13 @@ func (c *conn) Read(p []byte) (int, error) {
 			c.received(n, len(p))
 			return n, err
 		}
-		if err == nil || c.load().state() != connEnding || !errors.Is(err, os.ErrDeadlineExceeded) {
+		if err == nil || !errors.Is(err, os.ErrDeadlineExceeded) {
+			return n, err
+		}
+		if c.load().state() != connEnding {
+			if c.takenBack.Load() != before {
+				continue // it was the manager's, which was taken back
+			}
 			return n, err
 		}
 		// The deadline is the manager's. It looked for bytes before it
@@ -293,6 +304,14 @@ func (c *conn) setState(to connState) {
 	c.m.changed(c, to)
 }
 
+// sayFarewell notes that the peer is told that the answer in progress is the
+// last. That it may be the last connection that had to be told, the manager
+// hears at once: when it saw the connection become active, it had not been.
+func (c *conn) sayFarewell() {
+	c.flags.Or(flagFarewell)
+	c.m.changed(c, connActive)
+}
+
 // end tells a connection that was found in state w, new or idle, to end. It
 // reports whether it did: not if bytes are waiting to be read, and not if the
 // state has changed since, in which case the manager hears of it.
@@ -322,6 +341,7 @@ func (c *conn) goOn(to connState) {
 	// Under mu, end has set its deadline or has not begun.
 	if c.load().state() == connEnding {
 		c.raw.SetReadDeadline(time.Time{})
+		c.takenBack.Add(1) // after the deadline, and before the state: see Read
 	}
 	c.word.Store(c.m.stamp(to))
 	c.mu.Unlock()
@@ -518,6 +538,11 @@ func track(m *manager, nc net.Conn, release func(), tr *turns, flags uint32) (ne
 			c.flags.Or(flagBeside | flagTLS)
 			return nc, c
 		}
+		w := &anyTLSConn{anyConn{connBelow: connBelow{nc}}, func() tls.ConnectionState {
+			below.Handshake() // its error comes again from Read
+			return below.ConnectionState()
+		}}
+		return w, set(&w.conn)
 	case interface{ ConnectionState() tls.ConnectionState }:
 		w := &anyTLSConn{anyConn{connBelow: connBelow{nc}}, below.ConnectionState}
 		return w, set(&w.conn)

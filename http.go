@@ -341,8 +341,7 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 			// Before the handler runs, for its header may go out at any
 			// moment after that.
 			w.Header().Set("Connection", "close")
-			h.c.flags.Or(flagFarewell)
-			h.c.m.changed(h.c, connActive)
+			h.c.sayFarewell()
 		}
 		s.handle(w, r)
 		h.req.Store(nil) // after a panic the connection is closed anyway

@@ -34,9 +34,10 @@ type protocol interface {
 	beginDrain() // the listeners have been told to stop
 	beginKill()  // before any connection is closed
 
-	// finishRequests refuses new requests, and returns a channel that is
-	// closed when those in progress are answered or ctx ends; nil if the
-	// listeners are not to be kept open for that.
+	// finishRequests comes in PhaseDraining, before any connection is told to
+	// end. It refuses new requests, and returns a channel that is closed when
+	// those in progress are answered or ctx ends; nil if the listeners are not
+	// to be kept open for that.
 	finishRequests(ctx context.Context) <-chan struct{}
 
 	// finish cleans up, and says how HTTP/2 clients were told to leave. left

@@ -99,14 +99,12 @@ type listener struct {
 	queued func(net.Listener) (waits, known bool)
 
 	shut     atomic.Int64 // since when the socket admits nobody, since m.began; 0: it does
+	tried    atomic.Bool  // once more, after nothing was found any more
 	stopping chan struct{}
 	closed   chan struct{}
 
 	stopOnce, closeOnce sync.Once
 	closeErr            error
-
-	// Owned by Accept:
-	tried bool // once more, after nothing was found any more
 }
 
 func newListener(m *manager, l net.Listener, limit *limiter) *listener {
@@ -195,18 +193,20 @@ func (l *listener) coming() time.Duration {
 	left := max(0, shut+l.grace-time.Since(l.m.began))
 	switch {
 	case left > 0 && handshaking(l.l):
-		l.tried = false
+		l.tried.Store(false)
 		return min(left, 5*time.Millisecond)
-	case !l.tried:
+	case !l.tried.Load():
 		// A SYN may have been let in at the very moment of shutting.
-		l.tried = true
+		l.tried.Store(true)
 		return min(left, time.Millisecond)
 	}
 	return 0
 }
 
 func (l *listener) accepted() {
-	l.tried = false
+	if l.tried.Load() {
+		l.tried.Store(false)
+	}
 	if isStopping(l.stopping) {
 		l.setDeadline(0)
 	}
@@ -222,10 +222,10 @@ func (l *listener) more() bool {
 		return l.setDeadline(time.Second)
 	}
 	if !known {
-		if l.tried {
+		if l.tried.Load() {
 			return false
 		}
-		l.tried = true
+		l.tried.Store(true)
 		return l.setDeadline(10 * time.Millisecond)
 	}
 	wait := l.coming()

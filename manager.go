@@ -305,8 +305,8 @@ func newDrain(m *manager, count *census) *drain {
 }
 
 // lookAll sorts all connections in. From here on they are looked at one by
-// one, in the order in which they change, so that the lists stay in order by
-// themselves.
+// one, in the order in which they change, so that the lists stay in order
+// almost by themselves.
 func (d *drain) lookAll(conns map[*conn]struct{}) {
 	for c := range conns {
 		d.look(c)
@@ -358,7 +358,7 @@ func (d *drain) look(c *conn) {
 		}
 	case connActive:
 		settled = d.lastAnswer(c)
-	default:
+	case connHijacked, connClosed:
 		settled = true
 	}
 	if settled {
@@ -485,11 +485,12 @@ func (d *drain) setAlarm(alarm *time.Timer) {
 }
 
 // A waitList holds connections that wait for a time, in the order of these
-// times. Each kind of wait is equally long for all, so whoever begins to wait
-// later waits until later, and appending keeps the order.
+// times. Most of a list wait equally long, so whoever begins to wait later
+// waits until later, and its place is at the end.
 type waitList struct {
-	list []waiting
-	head int
+	list   []waiting
+	head   int
+	sorted bool // false before the first sort: until then push appends
 }
 
 type waiting struct {
@@ -498,9 +499,23 @@ type waiting struct {
 	due time.Duration // since manager.began
 }
 
-func (l *waitList) push(e waiting) { l.list = append(l.list, e) }
+// push adds an entry in its place, which is the end but for a connection whose
+// wait is shorter than the others', or began before it was seen.
+func (l *waitList) push(e waiting) {
+	at := len(l.list)
+	for l.sorted && at > l.head && l.list[at-1].due > e.due {
+		at--
+	}
+	if at == l.head && l.head > 0 {
+		l.head--
+		l.list[l.head] = e
+		return
+	}
+	l.list = slices.Insert(l.list, at, e)
+}
 
 func (l *waitList) sort() {
+	l.sorted = true
 	slices.SortFunc(l.list[l.head:], func(a, b waiting) int { return cmp.Compare(a.due, b.due) })
 }
 

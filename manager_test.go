@@ -1,0 +1,267 @@
+package graceful
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// A connection that fell idle after Patience used to wait behind one that had
+// connected later and said nothing, for as long as that one's quiet window.
+func TestHurryPassesWhoWaitsLonger(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newManager(drainRules{grace: time.Second, patience: 2 * time.Second})
+		go m.run()
+		accept := func() (*fakeConn, net.Conn, *conn) {
+			f := newFakeConn(func() {})
+			nc, c := track(m, f, nil, new(turns), 0)
+			m.added(c)
+			return f, nc, c
+		}
+		fake, nc, _ := accept()
+		fake.peerSends(1)
+		nc.Read(make([]byte, 1)) // in use
+		m.signal(m.begin)
+		time.Sleep(3 * time.Second) // hurry
+		_, silent, _ := accept()
+		go func() {
+			silent.Read(make([]byte, 1))
+			silent.Close()
+		}()
+		time.Sleep(10 * time.Millisecond)
+
+		nc.Write([]byte("x"))
+		began := time.Now()
+		if _, err := nc.Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("Read: %v; want io.EOF", err)
+		}
+		if took := time.Since(began); took != 0 {
+			t.Errorf("ended after %v; want at once", took)
+		}
+		nc.Close()
+		m.signal(m.sealed)
+		<-m.done
+	})
+}
+
+// Nothing blocks on a manager that has returned.
+func TestManagerThatHasGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newManager(drainRules{})
+		go m.run()
+		f := newFakeConn(func() {})
+		_, c := track(m, f, nil, nil, 0)
+		m.added(c)
+		m.signal(m.begin)
+		if left := m.abandon(); len(left) != 1 || left[0] != c {
+			t.Errorf("abandon left %v", left)
+		}
+		if m.added(c) {
+			t.Error("added to a manager that has gone")
+		}
+		c.setState(connActive)
+		c.setState(connIdle)
+		c.gone()
+		m.signal(m.begin)
+		m.signal(m.sealed)
+		if _, ok := m.count(); ok {
+			t.Error("counted by a manager that has gone")
+		}
+		if left := m.abandon(); left != nil {
+			t.Errorf("a second abandon left %v", left)
+		}
+	})
+}
+
+// socketPair returns a tracked TCP connection that is idle, and its peer.
+func socketPair(t *testing.T, m *manager) (nc net.Conn, c *conn, peer net.Conn) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	peer, err = net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		raw.Close()
+		peer.Close()
+	})
+	nc, c = track(m, raw, nil, nil, 0)
+	m.added(c)
+	c.setState(connActive)
+	c.setState(connIdle)
+	return nc, c, peer
+}
+
+func startManager(t *testing.T) *manager {
+	m := newManager(drainRules{})
+	go m.run()
+	t.Cleanup(func() { m.abandon() })
+	return m
+}
+
+// awaitPending waits until bytes have come to c, which nobody reads.
+func awaitPending(t *testing.T, c *conn) {
+	for began := time.Now(); pending(c.raw) == 0; time.Sleep(time.Millisecond) {
+		if time.Since(began) > 10*time.Second {
+			t.Fatal("nothing has come, or pending can't tell")
+		}
+	}
+}
+
+// A request that is in the kernel when its connection's time has come has not
+// been read, but it is there.
+func TestEndSparesWhoHasSpoken(t *testing.T) {
+	nc, c, peer := socketPair(t, startManager(t))
+	io.WriteString(peer, "hello")
+	awaitPending(t, c)
+	if c.end(c.load()) {
+		t.Error("a connection with bytes to read was told to end")
+	}
+	if s := c.load().state(); s != connIdle {
+		t.Errorf("it is %v; want idle, as before", s)
+	}
+	buf := make([]byte, 16)
+	if n, err := nc.Read(buf); string(buf[:n]) != "hello" || err != nil {
+		t.Errorf("%q, %v", buf[:n], err)
+	}
+}
+
+// A request that comes when its connection has just been told to end is read,
+// and the connection goes on: its deadline is taken back.
+func TestEndedReadLooksOnceMore(t *testing.T) {
+	nc, c, peer := socketPair(t, startManager(t))
+	if !c.end(c.load()) {
+		t.Fatal("an idle connection was not told to end")
+	}
+	io.WriteString(peer, "hello")
+	awaitPending(t, c)
+	buf := make([]byte, 16)
+	if n, err := nc.Read(buf); string(buf[:n]) != "hello" || err != nil {
+		t.Errorf("%q, %v", buf[:n], err)
+	}
+	if s := c.load().state(); s != connReceiving {
+		t.Errorf("it is %v; want receiving", s)
+	}
+	io.WriteString(peer, "again")
+	if n, err := nc.Read(buf); string(buf[:n]) != "again" || err != nil {
+		t.Errorf("the rest of the request: %q, %v", buf[:n], err)
+	}
+}
+
+// What has told a connection to end can't be put off by the deadlines that the
+// server above sets, before or after.
+func TestEndCannotBePutOff(t *testing.T) {
+	nc, c, _ := socketPair(t, startManager(t))
+	nc.SetReadDeadline(time.Now().Add(time.Hour))
+	if !c.end(c.load()) {
+		t.Fatal("an idle connection was not told to end")
+	}
+	for _, d := range []time.Time{{}, time.Now().Add(time.Hour)} {
+		nc.SetReadDeadline(d)
+		if _, err := nc.Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("Read: %v; want io.EOF", err)
+		}
+		nc.SetDeadline(d)
+		if _, err := nc.Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("Read: %v; want io.EOF", err)
+		}
+	}
+}
+
+// A deadline that the server above has set itself comes back as it is.
+func TestOthersDeadlines(t *testing.T) {
+	nc, _, _ := socketPair(t, startManager(t))
+	nc.SetReadDeadline(aLongTimeAgo)
+	if _, err := nc.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("Read: %v; want a timeout", err)
+	}
+}
+
+// A connection whose state changed while it was about to be told is left alone.
+func TestEndOfAnotherState(t *testing.T) {
+	_, c, _ := socketPair(t, startManager(t))
+	w := c.load()
+	c.setState(connActive)
+	if c.end(w) {
+		t.Error("a connection in use was told to end")
+	}
+}
+
+// The place of a connection that could not be accepted is free again, and an
+// Accept that waits for a place lets go when the listener closes.
+func TestListenerSlots(t *testing.T) {
+	m := startManager(t)
+	limit := newLimiter(1)
+	failing := &failingListener{err: errors.New("no more descriptors")}
+	l := newListener(m, failing, limit)
+	for range 3 {
+		if _, err := l.Accept(); !errors.Is(err, failing.err) {
+			t.Fatalf("Accept: %v; want the listener's own error", err)
+		}
+	}
+	if n := len(limit.slots); n != 0 {
+		t.Errorf("%d places are taken; want none", n)
+	}
+	limit.tryAcquire()
+	accepted := make(chan error)
+	go func() {
+		_, err := l.Accept()
+		accepted <- err
+	}()
+	l.Close()
+	if err := <-accepted; !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Accept: %v; want net.ErrClosed", err)
+	}
+	if n := len(limit.slots); n != 1 {
+		t.Errorf("%d places are taken; want the one", n)
+	}
+}
+
+type failingListener struct{ err error }
+
+func (l *failingListener) Accept() (net.Conn, error) { return nil, l.err }
+func (l *failingListener) Close() error              { return nil }
+func (l *failingListener) Addr() net.Addr            { return &net.TCPAddr{} }
+
+func TestWaitList(t *testing.T) {
+	var l waitList
+	for _, due := range []time.Duration{5, 1, 3} {
+		l.push(waiting{due: due})
+	}
+	l.sort()
+	for _, due := range []time.Duration{7, 2, 0, 9, 4} {
+		l.push(waiting{due: due})
+		if due == 2 {
+			l.popUntil(1) // the first: there is room in front
+		}
+	}
+	var got []time.Duration
+	for {
+		next, ok := l.next()
+		if !ok {
+			break
+		}
+		if _, early := l.popUntil(next - 1); early {
+			t.Error("one was due before its time")
+		}
+		e, _ := l.popUntil(next)
+		got = append(got, e.due)
+	}
+	want := []time.Duration{0, 2, 3, 4, 5, 7, 9}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+}
