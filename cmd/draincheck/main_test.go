@@ -1,0 +1,260 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"encoding/xml"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/seed-121bbccf/graceful/internal/traffic"
+)
+
+// TestMain makes the test binary what draincheck is to itself: the contenders,
+// and a server for -- that knows nothing of them.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == serveCommand {
+		os.Exit(serveMain(os.Args[2:]))
+	}
+	if mode := os.Getenv("DRAINCHECK_TEST_SERVER"); mode != "" {
+		os.Exit(testServer(mode))
+	}
+	os.Exit(m.Run())
+}
+
+// testServer is somebody's server: it listens on PORT, with TLS perhaps, and
+// exits at once on a signal, or never.
+func testServer(mode string) int {
+	ln, err := net.Listen("tcp", "127.0.0.1:"+os.Getenv("PORT"))
+	if err != nil {
+		return 1
+	}
+	if mode == "stubborn" {
+		signal.Ignore(syscall.SIGTERM)
+	}
+	if mode == "tls" {
+		ln = tls.NewListener(ln, traffic.ServerTLS())
+	}
+	http.Serve(ln, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		io.WriteString(w, "hello")
+	}))
+	return 0
+}
+
+// draincheck runs the command and returns its exit status and what it wrote.
+func draincheck(ctx context.Context, args ...string) (status int, stdout, stderr string) {
+	var out, err bytes.Buffer
+	status = run(ctx, args, &out, &err)
+	return status, out.String(), err.String()
+}
+
+func TestUsage(t *testing.T) {
+	for _, tc := range []struct {
+		args string
+		want string // in what it says
+	}{
+		{"-rounds 0", "-rounds 0"},
+		{"-rounds x", "rounds"},
+		{"-clients 1000000", "-clients 1000000"},
+		{"-rate 1e9", "-rate"},
+		{"-grace 0s", "-grace"},
+		{"-signal FOO", `"FOO"`},
+		{"-traffic keep-alive,foo", `"foo"`},
+		{"-via varnish", `"varnish"`},
+		{"-path x", "slash"},
+		{"-url ftp://x -pid 1", `"ftp://x"`},
+		{"-url http://127.0.0.1:1", "-pid or -stop-command"},
+		{"-url http://127.0.0.1:1 -pid 1 -replace", "-replace"},
+		{"-url http://127.0.0.1:1 -pid 1 -- true", "exclude"},
+		{"-pid 1", "-url"},
+		{"-nosuchflag", "nosuchflag"},
+		{"-- /no/such/program", "/no/such/program"},
+	} {
+		status, out, err := draincheck(t.Context(), strings.Fields(tc.args)...)
+		if status != exitUsage || !strings.Contains(err, tc.want) || out != "" {
+			t.Errorf("%s: status %d, %q; want %d and %q in it", tc.args, status, err, exitUsage, tc.want)
+		}
+	}
+	if status, _, err := draincheck(t.Context(), "-h"); status != 0 || !strings.Contains(err, "-replace") {
+		t.Errorf("-h: status %d, %q", status, err)
+	}
+}
+
+// The demonstration, small: the table, the JSON, the picture and the page say
+// the same, and this library has lost nothing.
+func TestDemo(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name string) string { return filepath.Join(dir, name) }
+	status, out, errs := draincheck(t.Context(), "-rounds", "1", "-clients", "4", "-warm", "100ms",
+		"-json", file("r.json"), "-svg", file("r.svg"), "-html", file("r.html"))
+	var rep Report
+	b, err := os.ReadFile(file("r.json"))
+	if err == nil {
+		err = json.Unmarshal(b, &rep)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(rep.Subjects) != 2 || len(rep.Subjects[1].Stops) != 1 {
+		t.Fatalf("status %d: %s\n%s", status, errs, out)
+	}
+	ours, paused := rep.Subjects[1].lost(), 0
+	for _, l := range rep.Subjects[1].Lanes {
+		paused += l.Lost["paused"] // the machine is too busy for its clients
+	}
+	if ours > paused || status != 0 != (ours > 0) {
+		t.Errorf("status %d: %s\n%s", status, errs, out)
+	}
+	for _, s := range rep.Subjects {
+		for _, l := range s.Lanes {
+			inBins := 0
+			for _, bin := range l.Timeline {
+				inBins += bin.Answered
+			}
+			if l.Skipped != "" || l.Answered == 0 || l.Sent != l.Answered+l.lost() || inBins > l.Answered {
+				t.Errorf("%s, %s: %+v", s.Name, l.Name, l)
+			}
+		}
+		if st := s.Stops[0]; st.Signal != "SIGTERM" || st.Exit <= 0 || st.Closed > st.Exit || st.Status != "0" {
+			t.Errorf("%s: %+v", s.Name, st)
+		}
+	}
+	for name, want := range map[string]string{"r.svg": "this library", "r.html": "<svg"} {
+		b, err := os.ReadFile(file(name))
+		if err != nil || !strings.Contains(string(b), want) || len(b) > 300_000 {
+			t.Errorf("%s: %v, %d bytes", name, err, len(b))
+		}
+		if name == "r.svg" {
+			if err := wellFormed(b); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	}
+	if !strings.Contains(out, fmt.Sprintf("%d lost  of ", ours)) {
+		t.Errorf("the table:\n%s", out)
+	}
+}
+
+func wellFormed(b []byte) error {
+	for d := xml.NewDecoder(bytes.NewReader(b)); ; {
+		if _, err := d.Token(); err == io.EOF {
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
+}
+
+// Somebody's server that exits at once is seen to lose requests, and what it
+// does not speak is skipped.
+func TestCommand(t *testing.T) {
+	t.Setenv("DRAINCHECK_TEST_SERVER", "hasty")
+	status, out, errs := draincheck(t.Context(), "-rounds", "2", "-clients", "4", "-warm", "50ms", "--", os.Args[0])
+	if status != exitLost || !strings.Contains(out, "not served") {
+		t.Errorf("status %d: %s\n%s", status, errs, out)
+	}
+}
+
+// A server that speaks nothing but TLS is spoken to so.
+func TestOnlyTLS(t *testing.T) {
+	t.Setenv("DRAINCHECK_TEST_SERVER", "tls")
+	_, out, errs := draincheck(t.Context(), "-rounds", "1", "-clients", "2", "-traffic", "keep-alive,tls,h2c", "--", os.Args[0])
+	if !strings.Contains(out, "\n keep-alive") || !strings.Contains(out, "\n tls") || !strings.Contains(out, "skipped: h2c") {
+		t.Errorf("%s\n%s", errs, out)
+	}
+}
+
+// A server that does not heed the signal is killed, and that is said.
+func TestKilled(t *testing.T) {
+	t.Setenv("DRAINCHECK_TEST_SERVER", "stubborn")
+	_, out, errs := draincheck(t.Context(), "-rounds", "1", "-clients", "2", "-grace", "200ms", "-traffic", "keep-alive", "--", os.Args[0])
+	if !strings.Contains(out, "killed after -grace in 1") {
+		t.Errorf("%s\n%s", errs, out)
+	}
+}
+
+// A server of somebody else's, stopped by its process number or by a command.
+func TestExternal(t *testing.T) {
+	t.Setenv("DRAINCHECK_TEST_SERVER", "hasty")
+	for _, by := range []string{"-pid", "-stop-command"} {
+		ports, err := freePorts(1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := startProcess([]string{os.Args[0]}, ports[0], 0, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := p.ready(t.Context(), true); err != nil {
+			t.Fatal(err)
+		}
+		pid := strconv.Itoa(p.cmd.Process.Pid)
+		how := pid
+		if by == "-stop-command" {
+			how = "kill " + pid
+		}
+		_, out, errs := draincheck(t.Context(), "-url", "http://"+p.addr()+"/", by, how, "-rounds", "1", "-clients", "2", "-traffic", "keep-alive,think-100ms")
+		if !strings.Contains(out, "in 1 stops of http://") {
+			t.Errorf("%s: %s\n%s", by, errs, out)
+		}
+		p.kill()
+	}
+}
+
+func TestNotServing(t *testing.T) {
+	if status, _, err := draincheck(t.Context(), "--", "false"); status != exitLost || !strings.Contains(err, "exited (status 1)") {
+		t.Errorf("status %d: %s", status, err)
+	}
+	if status, _, err := draincheck(t.Context(), "-url", "http://127.0.0.1:1/", "-pid", "1"); status != exitUsage || !strings.Contains(err, "nobody serves") {
+		t.Errorf("status %d: %s", status, err)
+	}
+}
+
+// An interrupt, at whatever moment, leaves no process behind.
+func TestInterrupt(t *testing.T) {
+	for _, after := range []time.Duration{0, 100 * time.Millisecond, 700 * time.Millisecond, 1200 * time.Millisecond} {
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(after, cancel)
+		status, _, err := draincheck(ctx, "-clients", "2")
+		if status != exitLost || !strings.Contains(err, "interrupted") {
+			t.Errorf("after %v: status %d, %q", after, status, err)
+		}
+		if left := children(); left != "" {
+			t.Errorf("after %v: left behind: %s", after, left)
+		}
+	}
+}
+
+// The total time is bounded.
+func TestTimeout(t *testing.T) {
+	status, _, err := draincheck(t.Context(), "-clients", "2", "-timeout", "300ms")
+	if status != exitLost || !strings.Contains(err, "-timeout") {
+		t.Errorf("status %d, %q", status, err)
+	}
+}
+
+// A balancer that is not there is wrong usage, and it is said how to get it.
+func TestNoBalancer(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	defer func(dirs []string) { balancerDirs = dirs }(balancerDirs)
+	balancerDirs = nil
+	for _, name := range []string{"haproxy", "nginx"} {
+		status, _, err := draincheck(t.Context(), "-via", name)
+		if status != exitUsage || !strings.Contains(err, "apt-get install "+name) {
+			t.Errorf("status %d, %q", status, err)
+		}
+	}
+}

@@ -1,0 +1,193 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// readyWithin is how long a server may take until it listens.
+const readyWithin = 20 * time.Second
+
+// A process is one server that draincheck has started. It is in a process group
+// of its own: the signal that stops it goes to the process alone, as a
+// supervisor's does, and the final SIGKILL to the whole group.
+type process struct {
+	cmd       *exec.Cmd
+	port, tls int
+	out       *tail
+	done      chan struct{} // no values sent; closed when it has exited
+	exited    time.Time     // set before done is closed
+	status    string        // set before done is closed
+	stdin     io.Closer     // held open; its end tells our own servers that we are gone
+	listener  watch         // of the port, once it listens
+}
+
+// startProcess starts argv with its ports filled in.
+func startProcess(argv []string, port, tlsPort int, verbose io.Writer) (*process, error) {
+	fill := strings.NewReplacer("{port}", strconv.Itoa(port), "{tlsport}", strconv.Itoa(tlsPort))
+	args := make([]string, len(argv))
+	for i, a := range argv {
+		args[i] = fill.Replace(a)
+	}
+	p := &process{cmd: exec.Command(args[0], args[1:]...), port: port, tls: tlsPort, out: &tail{also: verbose}, done: make(chan struct{})}
+	p.cmd.Env = append(os.Environ(), "PORT="+strconv.Itoa(port))
+	p.cmd.Stdout, p.cmd.Stderr = p.out, p.out
+	p.cmd.WaitDelay = time.Second // a grandchild may hold the pipe
+	ownGroup(p.cmd)
+	stdin, err := p.cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	p.stdin = stdin
+	started := make(chan error, 1)
+	go p.wait(started)
+	if err := <-started; err != nil {
+		return nil, fmt.Errorf("starting the server: %w", err)
+	}
+	return p, nil
+}
+
+// wait starts p and waits for its end, all on one thread: see ownGroup.
+func (p *process) wait(started chan<- error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	err := p.cmd.Start()
+	started <- err
+	if err != nil {
+		return
+	}
+	err = p.cmd.Wait()
+	p.exited, p.status = time.Now(), "0"
+	if err != nil {
+		p.status = strings.TrimPrefix(err.Error(), "exit status ")
+	}
+	close(p.done)
+}
+
+// ready waits until p listens on its port. Where one can look at the process's
+// own sockets that is asked, so that a predecessor on the same port is not
+// mistaken for it. If there is none (alone), a listener that belongs to somebody
+// else will do in the end: Docker's, say.
+func (p *process) ready(ctx context.Context, alone bool) error {
+	ctx, cancel := context.WithTimeout(ctx, readyWithin)
+	defer cancel()
+	for began := time.Now(); ; {
+		if w, ok := watchListener(p.cmd.Process.Pid, p.port); ok {
+			p.listener = w
+			return nil
+		}
+		if !canWatch || alone && time.Since(began) > 2*time.Second {
+			c, err := net.DialTimeout("tcp", p.addr(), time.Second)
+			if err == nil {
+				c.Close()
+				return nil
+			}
+		}
+		select {
+		case <-p.done:
+			return fmt.Errorf("the server exited (status %s) before it served on %s%s", p.status, p.addr(), p.out)
+		case <-ctx.Done():
+			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				return fmt.Errorf("the server did not listen on %s within %v: does it take {port} or PORT?%s", p.addr(), readyWithin, p.out)
+			}
+			return ctx.Err()
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+func (p *process) addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(p.port)) }
+
+// stop sends sig and waits for the exit, with SIGKILL after grace.
+func (p *process) stop(ctx context.Context, sig syscall.Signal, grace time.Duration) (Stop, error) {
+	s := Stop{Signal: signalName(sig), Began: time.Now()}
+	if err := p.cmd.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return s, fmt.Errorf("sending %s: %w", s.Signal, err)
+	}
+	closed := make(chan time.Time, 1)
+	go func() { closed <- p.listener.gone(p.done) }()
+	timer := time.NewTimer(grace)
+	defer timer.Stop()
+	select {
+	case <-p.done:
+	case <-timer.C:
+		s.Killed = true
+		p.kill()
+	case <-ctx.Done():
+		p.kill()
+		return s, ctx.Err()
+	}
+	s.Exit = ms(p.exited.Sub(s.Began))
+	s.Closed = min(ms((<-closed).Sub(s.Began)), s.Exit)
+	s.Status = p.status
+	return s, nil
+}
+
+// kill ends p and all that it started, and waits for it.
+func (p *process) kill() {
+	killGroup(p.cmd)
+	<-p.done
+	p.stdin.Close()
+}
+
+// A tail is the last output of a process.
+type tail struct {
+	also io.Writer // or nil
+
+	mu  sync.Mutex // guards buf
+	buf []byte
+}
+
+func (t *tail) Write(b []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.buf = append(t.buf, b...)
+	if over := len(t.buf) - 4096; over > 0 {
+		t.buf = t.buf[over:]
+	}
+	if t.also != nil {
+		t.also.Write(b)
+	}
+	return len(b), nil
+}
+
+// String returns it indented, after a colon and a line's end; "" if there is
+// none.
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := bytes.TrimSpace(t.buf)
+	if len(s) == 0 {
+		return ""
+	}
+	return ":\n    " + string(bytes.ReplaceAll(s, []byte("\n"), []byte("\n    ")))
+}
+
+// freePorts returns n ports of 127.0.0.1 that nobody has.
+func freePorts(n int) ([]int, error) {
+	var ports []int
+	for range n {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		defer ln.Close() // together, or the same one would come twice
+		ports = append(ports, ln.Addr().(*net.TCPAddr).Port)
+	}
+	return ports, nil
+}
+
+// ms returns d in milliseconds, as the report has it.
+func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

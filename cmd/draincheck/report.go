@@ -1,0 +1,254 @@
+package main
+
+import (
+	"cmp"
+	"maps"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/seed-121bbccf/graceful/internal/traffic"
+)
+
+// A Report is everything that a check found; -json writes it as it is. Times
+// are in milliseconds.
+type Report struct {
+	Command string    `json:"command"`
+	When    time.Time `json:"when"`
+	System  string    `json:"system"`
+
+	Rounds  int     `json:"rounds"`
+	Clients int     `json:"clients_per_kind"`
+	Rate    float64 `json:"rate_per_kind"`
+	Replace bool    `json:"replace"`
+	Via     string  `json:"via,omitempty"`
+	Demo    bool    `json:"demo"`
+
+	Subjects []*Subject `json:"subjects"`
+}
+
+// A Subject is one server, and what its stops cost.
+type Subject struct {
+	Name    string  `json:"name"`
+	Foreign bool    `json:"-"` // a loss of it does not fail the check
+	Stops   []Stop  `json:"stops"`
+	Lanes   []*Lane `json:"kinds"`
+}
+
+// A Stop is one stop of a server.
+type Stop struct {
+	Signal string    `json:"signal"`
+	Began  time.Time `json:"began"`
+	Closed float64   `json:"listener_closed_ms"` // after the signal
+	Exit   float64   `json:"exit_ms"`            // after the signal
+	Status string    `json:"exit_status"`
+	Killed bool      `json:"killed"` // it had to be, after -grace
+}
+
+// A Lane is what happened to one kind of traffic, over all stops.
+type Lane struct {
+	Name    string `json:"name"`
+	About   string `json:"about"`
+	Skipped string `json:"skipped,omitempty"` // why there was none of it
+
+	Sent     int               `json:"sent"`
+	Answered int               `json:"answered"`
+	Refused  map[string]int    `json:"refused"`
+	Lost     map[string]int    `json:"lost"`
+	Early    int               `json:"lost_before_the_stop"` // of the lost: the stop's doing they are not
+	Doubled  int               `json:"doubled"`
+	Errors   map[string]string `json:"errors,omitempty"` // the first of each cause
+
+	Before Latency `json:"latency_before"`
+	During Latency `json:"latency_during"`
+
+	// Timeline counts outcomes by when they came, in bins of binMS from
+	// firstMS, relative to the signal, over all stops.
+	Timeline []Bin `json:"timeline"`
+
+	any            bool // answers are not traffic.Handler's
+	tls            bool // over TLS, because the server wants it
+	before, during []time.Duration
+}
+
+// Latency is how long answered requests took.
+type Latency struct {
+	P50 float64 `json:"p50_ms"`
+	P99 float64 `json:"p99_ms"`
+	Max float64 `json:"max_ms"`
+}
+
+// A Bin is what came in one bin of time.
+type Bin struct {
+	MS       int `json:"ms"` // its beginning, after the signal
+	Answered int `json:"answered,omitempty"`
+	Refused  int `json:"refused,omitempty"`
+	Lost     int `json:"lost,omitempty"`
+}
+
+const (
+	binMS   = 10
+	firstMS = -500
+	lastMS  = 30_000
+)
+
+func (c *config) newReport(args []string) *Report {
+	return &Report{
+		Command: strings.Join(args, " "), When: time.Now().UTC().Truncate(time.Second),
+		System: runtime.GOOS + "/" + runtime.GOARCH + ", " + runtime.Version(),
+		Rounds: c.rounds, Clients: c.clients, Rate: c.rate, Replace: c.replace, Via: c.via, Demo: c.demo,
+	}
+}
+
+// add counts a run of l around s. The latency before the stop is that of the
+// last warm: what came earlier is the clients' start.
+func (l *Lane) add(res *traffic.Result, s Stop, warm time.Duration) {
+	l.Sent += res.Sent
+	l.Answered += res.Answered
+	l.Doubled += res.Doubled
+	for cause, n := range res.Refused {
+		l.Refused[cause] += n
+	}
+	for cause, n := range res.Lost {
+		l.Lost[cause] += n
+	}
+	for cause, text := range res.Errors {
+		if _, ok := l.Errors[cause]; !ok {
+			l.Errors[cause] = text
+		}
+	}
+	signal := s.Began.Sub(res.Began)
+	bins := map[int]*Bin{}
+	for i := range l.Timeline {
+		bins[l.Timeline[i].MS] = &l.Timeline[i]
+	}
+	for _, m := range res.Samples {
+		if m.Outcome == traffic.Answered {
+			switch {
+			case m.End >= signal:
+				l.during = append(l.during, m.End-m.Start)
+			case m.End >= signal-warm:
+				l.before = append(l.before, m.End-m.Start)
+			}
+		}
+		if m.Outcome == traffic.Lost && m.End < signal {
+			l.Early++
+		}
+		at := int((m.End - signal).Milliseconds())
+		at -= ((at % binMS) + binMS) % binMS
+		if at < firstMS || at > lastMS {
+			continue
+		}
+		b := bins[at]
+		if b == nil {
+			b = &Bin{MS: at}
+			bins[at] = b
+		}
+		switch m.Outcome {
+		case traffic.Answered:
+			b.Answered++
+		case traffic.Refused:
+			b.Refused++
+		case traffic.Lost:
+			b.Lost++
+		}
+	}
+	l.Timeline = nil
+	for _, at := range slices.Sorted(maps.Keys(bins)) {
+		l.Timeline = append(l.Timeline, *bins[at])
+	}
+}
+
+// finish works out what needs all rounds.
+func (l *Lane) finish() {
+	l.Before, l.During = latencyOf(l.before), latencyOf(l.during)
+	l.before, l.during = nil, nil
+}
+
+func latencyOf(took []time.Duration) Latency {
+	if len(took) == 0 {
+		return Latency{}
+	}
+	slices.Sort(took)
+	at := func(q float64) float64 { return ms(took[int(q*float64(len(took)-1))]) }
+	return Latency{at(0.5), at(0.99), at(1)}
+}
+
+// totals of a subject or a lane.
+func (l *Lane) lost() int    { return sum(l.Lost) }
+func (l *Lane) refused() int { return sum(l.Refused) }
+
+func (s *Subject) sent() (n int) {
+	for _, l := range s.Lanes {
+		n += l.Sent
+	}
+	return n
+}
+
+func (s *Subject) lost() (n int) {
+	for _, l := range s.Lanes {
+		n += l.lost()
+	}
+	return n
+}
+
+func (s *Subject) lostBefore() (n int) {
+	for _, l := range s.Lanes {
+		n += l.Early
+	}
+	return n
+}
+
+// skipped says which kinds of traffic were skipped, and why: one line for each
+// reason.
+func (s *Subject) skipped() []string {
+	var whys []string
+	names := map[string][]string{}
+	for _, l := range s.Lanes {
+		if l.Skipped == "" {
+			continue
+		}
+		if names[l.Skipped] == nil {
+			whys = append(whys, l.Skipped)
+		}
+		names[l.Skipped] = append(names[l.Skipped], l.Name)
+	}
+	for i, why := range whys {
+		whys[i] = strings.Join(names[why], ", ") + ": " + why
+	}
+	return whys
+}
+
+// median returns the median over the stops of what get returns of each.
+func (s *Subject) median(get func(Stop) float64) float64 {
+	var all []float64
+	for _, st := range s.Stops {
+		all = append(all, get(st))
+	}
+	if len(all) == 0 {
+		return 0
+	}
+	slices.Sort(all)
+	return all[len(all)/2]
+}
+
+// failed reports whether a request was lost by a subject that must not lose
+// any.
+func (r *Report) failed() bool {
+	return slices.ContainsFunc(r.Subjects, func(s *Subject) bool { return !s.Foreign && s.lost() > 0 })
+}
+
+func sum(m map[string]int) (n int) {
+	for _, v := range m {
+		n += v
+	}
+	return n
+}
+
+// byCount returns m's causes, the most frequent first.
+func byCount(m map[string]int) []string {
+	return slices.SortedFunc(maps.Keys(m), func(a, b string) int {
+		return cmp.Or(cmp.Compare(m[b], m[a]), cmp.Compare(a, b))
+	})
+}

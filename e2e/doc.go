@@ -1,0 +1,7 @@
+// Package e2e holds tests of whole programs: a server built with this library,
+// real load balancers in front of it, real signals, and cmd/draincheck, which
+// loads it, rolls it and counts.
+//
+// They need haproxy and nginx. Without them they say what to install and are
+// skipped, but where the environment variable CI is set they fail.
+package e2e

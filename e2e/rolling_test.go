@@ -1,0 +1,172 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"testing"
+)
+
+// rolls is how many stops each test makes; a tenth of it with -short.
+const rolls = 20
+
+// A report is what draincheck -json says, as far as it matters here.
+type report struct {
+	Subjects []struct {
+		Stops []struct {
+			Status string  `json:"exit_status"`
+			Killed bool    `json:"killed"`
+			Exit   float64 `json:"exit_ms"`
+		} `json:"stops"`
+		Kinds []struct {
+			Name     string            `json:"name"`
+			Skipped  string            `json:"skipped"`
+			Sent     int               `json:"sent"`
+			Answered int               `json:"answered"`
+			Refused  map[string]int    `json:"refused"`
+			Lost     map[string]int    `json:"lost"`
+			Doubled  int               `json:"doubled"`
+			Errors   map[string]string `json:"errors"`
+			Before   latency           `json:"latency_before"`
+			During   latency           `json:"latency_during"`
+		} `json:"kinds"`
+	} `json:"subjects"`
+}
+
+type latency struct {
+	P99 float64 `json:"p99_ms"`
+	Max float64 `json:"max_ms"`
+}
+
+// A successor that binds the same port before the stop: nobody loses a request,
+// nobody is refused, and nobody waits for a SYN to be repeated, which takes a
+// second.
+func TestSuccessorByReusePort(t *testing.T) {
+	rep := roll(t, []string{"-replace"}, "-port", "{port}", "-tls-port", "{tlsport}", "-reuseport")
+	busy := rep.Subjects[0].Kinds[0].Before.P99 > 50
+	for _, k := range rep.Subjects[0].Kinds {
+		if k.Skipped != "" {
+			t.Errorf("%s was skipped: %s", k.Name, k.Skipped)
+		}
+		for cause, n := range k.Refused {
+			t.Errorf("%s: %d refused: %s: %s", k.Name, n, cause, k.Errors[cause])
+		}
+		if k.During.Max >= 1000 && busy {
+			t.Logf("%s: the slowest request took %.0f ms, but so did others before the stop: the machine is busy", k.Name, k.During.Max)
+		} else if k.During.Max >= 1000 {
+			t.Errorf("%s: the slowest request took %.0f ms", k.Name, k.During.Max)
+		}
+	}
+}
+
+// One of two instances down in between: ShutdownDelay gives HAProxy the time to
+// notice.
+func TestHAProxy(t *testing.T) {
+	need(t, "haproxy")
+	roll(t, []string{"-via", "haproxy", "-health", "/ready"}, "-port", "{port}", "-delay", "1s")
+}
+
+// With a successor that overlaps HAProxy need not notice anything.
+func TestHAProxyWithSuccessor(t *testing.T) {
+	need(t, "haproxy")
+	roll(t, []string{"-via", "haproxy", "-health", "/ready", "-replace"}, "-port", "{port}", "-reuseport", "-delay", "1s")
+}
+
+// nginx does not check: only a successor that overlaps helps.
+func TestNginxWithSuccessor(t *testing.T) {
+	need(t, "nginx")
+	roll(t, []string{"-via", "nginx", "-replace"}, "-port", "{port}", "-reuseport", "-delay", "300ms")
+}
+
+// roll has draincheck roll the server under test, and fails t if anything was
+// lost or the server did not end well.
+func roll(t *testing.T, flags []string, args ...string) report {
+	t.Helper()
+	n := rolls
+	if testing.Short() {
+		n /= 10
+	}
+	cmd := exec.CommandContext(t.Context(), draincheck(t), "-json", "-", "-rounds", strconv.Itoa(n), "-clients", "8", "-rate", "150", "-window", "500ms")
+	cmd.Args = append(append(append(cmd.Args, flags...), "--", os.Args[0], serve), args...)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	var exit *exec.ExitError
+	if err := cmd.Run(); err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	// The table comes first.
+	_, b, found := bytes.Cut(out.Bytes(), []byte("\n{\n"))
+	var rep report
+	if !found {
+		t.Fatalf("draincheck: %s%s", &errs, &out)
+	}
+	if err := json.Unmarshal(append([]byte("{"), b...), &rep); err != nil {
+		t.Fatalf("draincheck: %v: %s", err, &errs)
+	}
+	s := rep.Subjects[0]
+	if len(s.Stops) != n {
+		t.Errorf("%d stops, want %d", len(s.Stops), n)
+	}
+	for i, st := range s.Stops {
+		if st.Status != "0" || st.Killed {
+			t.Errorf("stop %d: exit status %s after %.0f ms, killed %v", i, st.Status, st.Exit, st.Killed)
+		}
+	}
+	sent := 0
+	for _, k := range s.Kinds {
+		sent += k.Sent
+		if k.Doubled != 0 {
+			t.Errorf("%s: %d doubled", k.Name, k.Doubled)
+		}
+		for cause, n := range k.Lost {
+			if cause == "paused" {
+				// The client was not scheduled for longer than the server's
+				// quiet window, and spoke as its connection was closed.
+				t.Logf("%s: %d excused: %s", k.Name, n, cause)
+				continue
+			}
+			t.Errorf("%s: %d of %d lost: %s: %s", k.Name, n, k.Sent, cause, k.Errors[cause])
+		}
+	}
+	t.Logf("%d stops, %d requests", len(s.Stops), sent)
+	return rep
+}
+
+// draincheck returns the program, which TestMain's end removes again.
+func draincheck(t *testing.T) string {
+	t.Helper()
+	path, err := buildDraincheck()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+var buildDraincheck = sync.OnceValues(func() (string, error) {
+	path := filepath.Join(scratch, "draincheck")
+	out, err := exec.Command("go", "build", "-o", path, "github.com/seed-121bbccf/graceful/cmd/draincheck").CombinedOutput()
+	if err != nil {
+		return "", errors.New("building draincheck: " + string(out))
+	}
+	return path, nil
+})
+
+// need skips t if the program is not installed, and fails it where CI is set.
+func need(t *testing.T, program string) {
+	t.Helper()
+	for _, path := range []string{program, "/usr/sbin/" + program, "/usr/local/sbin/" + program} {
+		if _, err := exec.LookPath(path); err == nil {
+			return
+		}
+	}
+	missing := "needs " + program + ": apt-get install " + program
+	if os.Getenv("CI") != "" {
+		t.Fatal(missing)
+	}
+	t.Skip(missing)
+}
