@@ -387,7 +387,7 @@ func TestStart(t *testing.T) {
 // TestStartStopped: what else stops a started server leaves nothing behind that
 // would wait for the context.
 func TestStartStopped(t *testing.T) {
-	srv := &graceful.Server{Server: &http.Server{Addr: "127.0.0.1:0"}, NoSignalHandling: true}
+	srv := &graceful.Server{Server: &http.Server{Addr: "127.0.0.1:0"}, NoSignalHandling: true, IdleGrace: 20 * ms}
 	ctx, cancel := context.WithCancel(bg)
 	stopped, err := srv.Start(ctx)
 	if err != nil {

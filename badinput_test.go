@@ -88,7 +88,7 @@ func TestBadInputKeepsListener(t *testing.T) {
 	if err := (&graceful.Server{Timeout: -1}).Serve(l); err == nil {
 		t.Fatal("no error")
 	}
-	srv := &graceful.Server{Server: &http.Server{Handler: text("ok")}}
+	srv := &graceful.Server{Server: &http.Server{Handler: text("ok")}, IdleGrace: 20 * ms}
 	if err := srv.ServeTLS(l, "/no/cert", "/no/key"); err == nil {
 		t.Fatal("no error")
 	}

@@ -6,6 +6,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"sync"
 	"testing"
 	"time"
 
@@ -17,8 +18,13 @@ import (
 
 // TestHandshakeTime: TLS handshakes that never end. In real time, for the
 // library waits for a lock of crypto/tls, which holds a bubble's clock.
+//
+// All at once, and not as parallel subtests, of which no more than GOMAXPROCS
+// would run: they do nothing but wait.
 func TestHandshakeTime(t *testing.T) {
 	t.Parallel()
+	var all sync.WaitGroup
+	defer all.Wait()
 	for _, tc := range []struct {
 		name    string
 		timeout time.Duration
@@ -39,8 +45,7 @@ func TestHandshakeTime(t *testing.T) {
 					tc.ends = ends{Idle: 1} // nobody sees what it has said
 				}
 			}
-			t.Run(name, func(t *testing.T) {
-				t.Parallel()
+			all.Go(func() {
 				s := serveTLS(t, &graceful.Server{Timeout: tc.timeout}, listenTCP(t), beside)
 				c := dialClient(t, waitAddr(s))
 				c.send(tc.hello)
@@ -53,10 +58,10 @@ func TestHandshakeTime(t *testing.T) {
 				// It counts from the connection's own beginning where nothing
 				// has been said, which is just before the stop.
 				if got := s.end(); got < tc.want-200*ms || got > tc.want+2*time.Second {
-					t.Errorf("over after %v, want %v\n%v", got, tc.want, s.Report())
+					t.Errorf("%s: over after %v, want %v\n%v", name, got, tc.want, s.Report())
 				}
 				if diff := cmp.Diff(tc.ends, endsOf(s.Report())); diff != "" {
-					t.Errorf("ends (-want +got):\n%s%v", diff, s.Report())
+					t.Errorf("%s: ends (-want +got):\n%s%v", name, diff, s.Report())
 				}
 			})
 		}
@@ -86,14 +91,15 @@ func (c *lateConn) Write(p []byte) (int, error) {
 // deadline (golang/go#81153).
 func TestLateHandshake(t *testing.T) {
 	t.Parallel()
+	var all sync.WaitGroup
+	defer all.Wait()
 	for _, proto := range []string{"http/1.1", "h2"} {
 		for _, beside := range []bool{false, true} {
 			name := proto
 			if beside {
 				name += ", a TLS listener"
 			}
-			t.Run(name, func(t *testing.T) {
-				t.Parallel()
+			all.Go(func() {
 				s := serveTLS(t, &graceful.Server{Timeout: 30 * time.Second}, listenTCP(t), beside)
 				late := &lateConn{
 					Conn:  dialClient(t, waitAddr(s)),
@@ -111,10 +117,10 @@ func TestLateHandshake(t *testing.T) {
 				time.Sleep(50 * ms)
 				close(late.may)
 				if err := <-shaken; err != nil {
-					t.Fatal(err)
+					t.Errorf("%s: %v", name, err)
 				}
 				if got := s.end(); got > 8*time.Second || s.Report().KillReason != "" {
-					t.Errorf("over after %v\n%v", got, s.Report())
+					t.Errorf("%s: over after %v\n%v", name, got, s.Report())
 				}
 			})
 		}

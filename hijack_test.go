@@ -168,6 +168,7 @@ func TestHijackWaited(t *testing.T) {
 // TestHijackReal is the same over TCP and TLS, where a kill has to get through
 // to the socket.
 func TestHijackReal(t *testing.T) {
+	t.Parallel()
 	for _, tls := range []bool{false, true} {
 		u := newUpgrader(true)
 		srv := &graceful.Server{Server: &http.Server{Handler: u}, Timeout: 200 * ms, IdleGrace: 20 * ms, WaitHijacked: true}
@@ -332,11 +333,12 @@ func TestDrainingOutside(t *testing.T) {
 func TestErrKilled(t *testing.T) {
 	for _, proto := range []string{"http/1.1", "h2"} {
 		t.Run(proto, func(t *testing.T) {
-			entered, causes := make(chan struct{}), make(chan error, 1)
+			entered, over, causes := make(chan struct{}), make(chan struct{}), make(chan error, 1)
 			h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				close(entered)
 				<-r.Context().Done()
 				causes <- context.Cause(r.Context())
+				<-over // who returns at once may still be answered
 			})
 			s := serveTLS(t, &graceful.Server{Server: &http.Server{Handler: h}, Timeout: 100 * ms, IdleGrace: -1}, listenTCP(t), false)
 			tr := h2Client(proto == "h2")
@@ -355,6 +357,7 @@ func TestErrKilled(t *testing.T) {
 				t.Errorf("the cause is %v", cause)
 			}
 			s.end()
+			close(over)
 			if err := <-failed; err == nil {
 				t.Error("the client got an answer")
 			}

@@ -192,6 +192,7 @@ func TestLimitAtOnce(t *testing.T) {
 // TestLimitQueue: who waits in the queue when the stop comes is served as slots
 // come free, though nobody is accepted while they are all taken.
 func TestLimitQueue(t *testing.T) {
+	t.Parallel()
 	for _, how := range []string{"ListenLimit", "LimitListener", "LimitListener above ListenTLS", "a listener of package net"} {
 		t.Run(how, func(t *testing.T) {
 			g := newGate()

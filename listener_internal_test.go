@@ -46,6 +46,7 @@ func servePortable(t *testing.T, s *Server, l net.Listener) <-chan error {
 // the same: who has connected and sent a request before the stop is answered,
 // though nobody was accepted meanwhile.
 func TestPortableQueue(t *testing.T) {
+	t.Parallel()
 	for range 3 {
 		entered, open := make(chan struct{}, 100), make(chan struct{})
 		s := &Server{
@@ -130,6 +131,7 @@ func (l *slowListener) Accept() (net.Conn, error) {
 // completing handshakes for it, which only Linux can be talked out of. Whoever
 // was accepted is answered.
 func TestPortableBusy(t *testing.T) {
+	t.Parallel()
 	var accepted, answered atomic.Int32
 	s := &Server{
 		Server: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -179,6 +181,7 @@ func TestPortableBusy(t *testing.T) {
 // TestPortableLimit: with all slots taken, and a queue that tells nothing, the
 // stop does not wait for who may or may not be in it.
 func TestPortableLimit(t *testing.T) {
+	t.Parallel()
 	open, entered := make(chan struct{}), make(chan struct{})
 	s := &Server{
 		Server: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -187,6 +190,7 @@ func TestPortableLimit(t *testing.T) {
 		})},
 		NoSignalHandling: true,
 		ListenLimit:      1,
+		IdleGrace:        20 * time.Millisecond,
 	}
 	l := portable(t, s)
 	done := servePortable(t, s, l)

@@ -98,6 +98,7 @@ func (l smallBuffers) Accept() (net.Conn, error) {
 // TestExpectContinue: a client that waits for leave to send its body gets it,
 // and is answered, though the stop came in between.
 func TestExpectContinue(t *testing.T) {
+	t.Parallel()
 	entered, read := make(chan struct{}), make(chan struct{})
 	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		close(entered)
@@ -142,6 +143,7 @@ func TestExpectContinue(t *testing.T) {
 // repeat (RFC 9112 9.3.2); if it began before the stop and so does not, the
 // next is answered as well, and says it.
 func TestPipelined(t *testing.T) {
+	t.Parallel()
 	for _, begun := range []bool{false, true} {
 		for _, secure := range []bool{false, true} {
 			g := newGate()
@@ -192,6 +194,7 @@ func TestPipelined(t *testing.T) {
 // TestSlowUpload: a body that is on its way when the stop comes is read to its
 // end, and the answer sent, over a connection that was idle for a while before.
 func TestSlowUpload(t *testing.T) {
+	t.Parallel()
 	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		b, err := io.ReadAll(r.Body)
 		if err != nil {
