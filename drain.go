@@ -93,8 +93,9 @@ func (d *drain) look(c *conn) {
 // lastAnswer reports whether the answer in progress on c is sure to be its
 // last: the peer has been told so, or has not been sent anything that says
 // otherwise yet. It must have come to the handler, for net/http drops a request
-// that it has only just read when it is shut down. Of TLS nothing is sure: should it turn out to be wrong, what
-// was read ahead can't be given back as without TLS.
+// that it has only just read when it is shut down. Of TLS nothing is sure:
+// should it turn out to be wrong, what was read ahead can't be given back as
+// without TLS.
 func (d *drain) lastAnswer(c *conn) bool {
 	return c.has(flagFarewell|flagStreams) ||
 		!c.has(flagWrote|flagBeside|flagTLS) && d.m.rules.entered != nil && d.m.rules.entered(c)

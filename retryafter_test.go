@@ -1,0 +1,152 @@
+package graceful_test
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/seed-121bbccf/graceful"
+)
+
+// lateComer is what a client that comes during the drain gets.
+type lateComer struct {
+	Status     int
+	RetryAfter string
+	Close      bool
+	NoSniff    string
+	JSON       bool
+}
+
+// The two modes of the Kubernetes apiserver: with RetryAfter the listener stays
+// open until what was in flight is answered, and who comes late is refused
+// with an answer; without it the listener is closed first.
+func TestRetryAfter(t *testing.T) {
+	for _, retryAfter := range []time.Duration{0, 1500 * time.Millisecond} {
+		t.Run(fmt.Sprint(retryAfter), func(t *testing.T) { testRetryAfter(t, retryAfter) })
+	}
+}
+
+func testRetryAfter(t *testing.T, retryAfter time.Duration) {
+	entered, leave := make(chan struct{}), make(chan struct{})
+	var mu sync.Mutex
+	var order []string
+	note := func(what string) {
+		mu.Lock()
+		defer mu.Unlock()
+		order = append(order, what)
+	}
+	mux := http.NewServeMux()
+	srv := &graceful.Server{
+		Server:           &http.Server{Addr: "127.0.0.1:0", Handler: mux},
+		Timeout:          30 * time.Second,
+		IdleGrace:        50 * time.Millisecond,
+		RetryAfter:       retryAfter,
+		NoSignalHandling: true,
+		LogFunc: func(format string, args ...any) {
+			for _, prefix := range []string{"shutdown initiated", "listener", "stopped"} {
+				if line := fmt.Sprintf(format, args...); strings.HasPrefix(line, prefix) {
+					note(prefix)
+				}
+			}
+		},
+	}
+	mux.HandleFunc("/slow", func(w http.ResponseWriter, r *http.Request) {
+		close(entered)
+		<-leave
+		note("answered")
+	})
+	mux.HandleFunc("/healthz", func(http.ResponseWriter, *http.Request) {})
+	mux.Handle("/readyz", srv.ReadyHandler())
+	mux.HandleFunc("/", func(http.ResponseWriter, *http.Request) {})
+	stopped, err := srv.Start(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	base := "http://" + srv.Addrs()[0].String()
+	fresh := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	get := func(path, accept string) (lateComer, error) {
+		req, _ := http.NewRequest("GET", base+path, nil)
+		req.Header.Set("Accept", accept)
+		resp, err := fresh.Do(req)
+		if err != nil {
+			return lateComer{}, err
+		}
+		defer resp.Body.Close()
+		io.Copy(io.Discard, resp.Body)
+		return lateComer{resp.StatusCode, resp.Header.Get("Retry-After"), resp.Close,
+			resp.Header.Get("X-Content-Type-Options"), resp.Header.Get("Content-Type") == "application/json"}, nil
+	}
+
+	slow := make(chan error, 1)
+	go func() {
+		late, err := get("/slow", "")
+		if err == nil && late.Status != http.StatusOK {
+			err = fmt.Errorf("status %d", late.Status)
+		}
+		slow <- err
+	}()
+	<-entered
+	srv.Stop(30 * time.Second)
+	for srv.Phase() != graceful.PhaseDraining {
+		time.Sleep(time.Millisecond)
+	}
+
+	if retryAfter == 0 {
+		closed := func() bool {
+			mu.Lock()
+			defer mu.Unlock()
+			return slices.Contains(order, "listener")
+		}
+		for !closed() {
+			time.Sleep(time.Millisecond)
+		}
+		if nc, err := net.Dial("tcp", srv.Addrs()[0].String()); err == nil {
+			nc.Close()
+			t.Error("the listener is closed, and accepts")
+		}
+	} else {
+		for path, want := range map[string]lateComer{
+			"/":        {http.StatusServiceUnavailable, "2", true, "nosniff", false},
+			"/json":    {http.StatusServiceUnavailable, "2", true, "nosniff", true},
+			"/healthz": {http.StatusOK, "", true, "", false},
+			"/readyz":  {http.StatusServiceUnavailable, "", true, "nosniff", false},
+		} {
+			accept := ""
+			if path == "/json" {
+				accept = "application/json"
+			}
+			late, err := get(path, accept)
+			if err != nil {
+				t.Errorf("%s: %v", path, err)
+			}
+			if d := cmp.Diff(want, late); d != "" {
+				t.Errorf("%s (-want +got):\n%s", path, d)
+			}
+		}
+	}
+	close(leave)
+	if err := <-slow; err != nil {
+		t.Error("/slow:", err)
+	}
+	<-stopped
+
+	want := []string{"shutdown initiated", "listener", "answered", "stopped"}
+	if retryAfter > 0 {
+		want = []string{"shutdown initiated", "answered", "listener", "stopped"}
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if !slices.Equal(order, want) {
+		t.Errorf("order %q, want %q", order, want)
+	}
+	if r := srv.Report(); len(r.Killed) > 0 {
+		t.Error(r)
+	}
+}
