@@ -1,0 +1,63 @@
+package graceful
+
+import (
+	"context"
+	"crypto/tls"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"reflect"
+	"testing"
+	"time"
+)
+
+// The server that serves is made from the exported fields of the caller's, one
+// by one. A Go release that adds a field would have it ignored.
+func TestEveryFieldOfHTTPServer(t *testing.T) {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	user := &http.Server{
+		Addr:                         "127.0.0.1:0",
+		Handler:                      http.NotFoundHandler(),
+		DisableGeneralOptionsHandler: true,
+		TLSConfig:                    &tls.Config{ServerName: "x"},
+		ReadTimeout:                  1 * time.Second,
+		ReadHeaderTimeout:            2 * time.Second,
+		WriteTimeout:                 3 * time.Second,
+		IdleTimeout:                  4 * time.Second,
+		MaxHeaderBytes:               5,
+		TLSNextProto:                 map[string]func(*http.Server, *tls.Conn, http.Handler){"x": nil},
+		ConnState:                    func(net.Conn, http.ConnState) {},
+		ErrorLog:                     log.New(io.Discard, "", 0),
+		BaseContext:                  func(net.Listener) context.Context { return context.Background() },
+		ConnContext:                  func(ctx context.Context, _ net.Conn) context.Context { return ctx },
+		HTTP2:                        &http.HTTP2Config{MaxConcurrentStreams: 6},
+		Protocols:                    protocols,
+	}
+	// Those that are not copied: hooks and the handler stand between, and the
+	// TLS configuration and its protocols are copies.
+	between := map[string]bool{
+		"Handler": true, "DisableGeneralOptionsHandler": true, "ConnState": true,
+		"BaseContext": true, "ConnContext": true, "TLSConfig": true, "TLSNextProto": true,
+	}
+	srv := &Server{Server: user, NoSignalHandling: true}
+	if err := srv.prepare(); err != nil {
+		t.Fatal(err)
+	}
+	from, to := reflect.ValueOf(user).Elem(), reflect.ValueOf(srv.side.hs).Elem()
+	for _, f := range reflect.VisibleFields(from.Type()) {
+		if !f.IsExported() {
+			continue
+		}
+		a, b := from.FieldByIndex(f.Index), to.FieldByIndex(f.Index)
+		switch {
+		case a.IsZero():
+			t.Errorf("http.Server.%s is new to graceful: copy it in (*Server).prepare, in serveOn and, if HTTP/2 asks for it, in (*http2Layer).install, and set it in this test", f.Name)
+		case b.IsZero():
+			t.Errorf("http.Server.%s is not in the server that serves", f.Name)
+		case !between[f.Name] && !reflect.DeepEqual(a.Interface(), b.Interface()):
+			t.Errorf("http.Server.%s is %v in the server that serves, want %v", f.Name, b, a)
+		}
+	}
+}

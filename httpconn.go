@@ -1,0 +1,169 @@
+package graceful
+
+import (
+	"context"
+	"crypto/tls"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+)
+
+// wrap tracks a connection.
+func (s *Server) wrap(m *manager, nc net.Conn, release func(), flags uint32) (net.Conn, *conn) {
+	wrapped, c := track(m, nc, release, nil, flags)
+	if c.has(flagBeside) {
+		s.side.beside.Store(nc, c)
+	}
+	return wrapped, c
+}
+
+// An httpConn is what HTTP keeps about one connection. It is the context of
+// the connection's requests as well, which saves one.
+type httpConn struct {
+	context.Context
+	c    *conn
+	user *http.Server
+	own  context.Context // what the caller's ConnContext made of it
+
+	// req is the request in progress, of HTTP/1.
+	req atomic.Pointer[http.Request]
+
+	mu      sync.Mutex                 // guards streams
+	streams map[*http.Request]struct{} // those in progress, of HTTP/2
+}
+
+type httpConnKey struct{}
+
+// Value returns what the context of a request on h holds.
+func (h *httpConn) Value(key any) any {
+	switch key {
+	case httpConnKey{}:
+		return h
+	case http.ServerContextKey:
+		return h.user
+	}
+	return h.Context.Value(key)
+}
+
+func (s *Server) baseContext(l net.Listener) context.Context {
+	ctx := context.Background()
+	if s.Server.BaseContext != nil {
+		original := l
+		if tl := trackedListener(l); tl != nil {
+			original = tl.original
+		}
+		if ctx = s.Server.BaseContext(original); ctx == nil {
+			return nil // net/http panics with what it has to say
+		}
+	}
+	ctx = context.WithValue(ctx, drainingKey{}, (<-chan struct{})(s.life.draining))
+	ctx, cancel := context.WithCancelCause(ctx)
+	s.side.mu.Lock()
+	s.side.cancels = append(s.side.cancels, cancel)
+	s.side.mu.Unlock()
+	return ctx
+}
+
+func (s *Server) connContext(ctx context.Context, nc net.Conn) context.Context {
+	c := s.connOf(nc)
+	h := &httpConn{Context: ctx, c: c, user: s.Server}
+	h.own = h
+	if s.Server.ConnContext != nil {
+		h.own = s.Server.ConnContext(h, originalConn(nc, c))
+	}
+	c.info.Store(h)
+	return h.own
+}
+
+// connOf returns the tracked connection beneath or beside nc.
+func (s *Server) connOf(nc net.Conn) *conn {
+	if c, ok := s.side.beside.Load(nc); ok {
+		return c.(*conn)
+	}
+	return trackedConn(nc)
+}
+
+// originalConn returns the connection that hooks are to see in nc's place: TLS
+// that was laid over the tracked connection, or what the listener produced.
+func originalConn(nc net.Conn, c *conn) net.Conn {
+	if _, ok := nc.(interface{ tracked() *conn }); ok {
+		return c.raw
+	}
+	return nc
+}
+
+// connState hears from net/http what a connection does.
+func (s *Server) connState(nc net.Conn, state http.ConnState) {
+	c := s.connOf(nc)
+	if c == nil {
+		return // of a TLSNextProto function that made a connection up
+	}
+	s.moved(nc, c, state)
+	if state == http.StateIdle && !c.has(flagStreams) && c.m.settled.Load() {
+		// The manager has heard that the connection is idle by now. Had it
+		// heard before it settled, it would not have.
+		s.serveOn(nc, c)
+	}
+}
+
+// moved hears that c, which net/http knows as nc, has changed its state.
+func (s *Server) moved(nc net.Conn, c *conn, state http.ConnState) {
+	switch state {
+	case http.StateNew:
+		if tc, ok := nc.(*tls.Conn); ok {
+			c.tls.Store(tc)
+			c.m.changed(c, connNew)
+		}
+	case http.StateActive:
+		if !c.has(flagSpoken) && !c.has(flagStreams) {
+			if tc := c.tls.Load(); tc != nil && tc.ConnectionState().NegotiatedProtocol == "h2" {
+				c.flags.Or(flagStreams)
+			}
+		}
+		c.setState(connActive)
+	}
+	original := originalConn(nc, c)
+	if hook := s.Server.ConnState; hook != nil {
+		hook(original, state)
+	}
+	if hook := s.ConnState; hook != nil {
+		hook(original, state)
+	}
+	// What lets the manager end the connection, or forget it, comes last.
+	switch state {
+	case http.StateIdle:
+		c.setState(connIdle)
+	case http.StateHijacked:
+		c.setState(connHijacked)
+		if c.has(flagBeside) {
+			// Nobody will tell when it is closed.
+			s.side.beside.Delete(nc)
+			c.gone()
+		}
+	case http.StateClosed:
+		if c.has(flagBeside) {
+			s.side.beside.Delete(nc)
+		}
+		c.gone()
+	}
+}
+
+// http2Opened hears that nc has turned out to be HTTP/2. Who ends it when it is
+// idle is the layer.
+func (s *Server) http2Opened(nc net.Conn, _ *http2Conn) {
+	if c := s.connOf(nc); c != nil {
+		c.flags.Or(flagStreams | flagLayered)
+	}
+}
+
+// trackedListener returns the tracked listener below l.
+func trackedListener(l net.Listener) *listener {
+	switch l := l.(type) {
+	case *listener:
+		return l
+	case *tlsOver:
+		return l.tl
+	}
+	return nil
+}
