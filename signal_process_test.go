@@ -62,8 +62,13 @@ func TestServerChild(t *testing.T) {
 		fmt.Println("stopped")
 	}
 	switch part {
-	case "one", "second":
+	case "one":
 		start(newServer())
+		end()
+	case "second":
+		srv := newServer()
+		srv.ShutdownInitiated = func() { fmt.Println("draining") }
+		start(srv)
 		end()
 	case "two":
 		start(newServer())
@@ -223,6 +228,7 @@ func TestServerSignals(t *testing.T) {
 		cl.ask("/1h")
 		c.says("handling")
 		c.signal(syscall.SIGTERM)
+		c.says("draining") // the window has begun by now
 		time.Sleep(later)
 		c.signal(syscall.SIGINT)
 		if got := cl.answer(); got.err == nil {
