@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"testing"
 	"testing/synctest"
-
-	"github.com/google/go-cmp/cmp"
 )
 
 // insertedAt finds the announcement in out, which is otherwise in; -1 if it is
@@ -28,7 +26,7 @@ func insertedAt(t *testing.T, in, out []byte) int {
 			return i
 		}
 	}
-	t.Fatalf("out is not in and an announcement:\n%s", cmp.Diff(in, out))
+	t.Fatal("what came out is not what went in and an announcement in one piece")
 	return 0
 }
 
@@ -106,11 +104,22 @@ func FuzzHTTP2Conn(f *testing.F) {
 	f.Add([]byte{0, 1, 0, 20, 1, 0, 30, 4, 9, 7, 0, 1, 0, 6, 0, 8, 0}, []byte{200, 8}, uint8(2), false)
 	f.Add([]byte{2, 0, 1, 255, 1, 1, 4, 3, 3, 7, 0, 0, 3, 0, 1, 1, 1}, []byte{}, uint8(0), true)
 	f.Add([]byte{}, []byte{1}, uint8(4), false)
+	// A header block in three pieces, a promise in two and data, byte by byte,
+	// announced behind each.
+	blocks := []byte{0, 1, 0, 5, 1, 0, 3, 4, 2, 5, 0, 6, 1, 4, 1, 0, 1, 7, 1}
+	for when := range uint8(len(framesFrom(blocks))) {
+		f.Add(blocks, []byte{1}, when, when%2 == 0)
+	}
 	f.Fuzz(func(t *testing.T, data, cuts []byte, when uint8, within bool) {
 		if len(data) > 400 {
 			t.Skip() // large enough is large enough
 		}
 		in := framesFrom(data)
+		if len(in) > 100_000 {
+			// 2.5 MB can come of 400 bytes. Byte by byte, under the race
+			// detector, that takes 5 s, which looks like a hang.
+			t.Skip()
+		}
 		i := 0
 		cut := func() int {
 			if len(cuts) == 0 {
