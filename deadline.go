@@ -6,7 +6,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -89,9 +89,19 @@ func (h *deadlineHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	h.setConn(w, r, now, deadline.Add(h.grace))
-	ctx := &lazyContext{parent: r.Context(), deadline: deadline}
-	defer ctx.end()
-	h.next.ServeHTTP(w, r.WithContext(ctx))
+	x := new(deadlineRequest)
+	x.ctx.parent, x.ctx.deadline = r.Context(), deadline
+	defer x.ctx.end()
+	x.req = *r.WithContext(&x.ctx)
+	h.next.ServeHTTP(w, &x.req)
+}
+
+// A deadlineRequest is a request and its context in one allocation: what
+// WithContext returns is copied here, and so never leaves the stack. It is
+// not used again: a handler's goroutines may keep either.
+type deadlineRequest struct {
+	ctx lazyContext
+	req http.Request
 }
 
 // setConn sets the deadlines of the connection, but does not put off those
@@ -182,11 +192,18 @@ type lazyContext struct {
 	parent   context.Context
 	deadline time.Time
 
-	mu     sync.Mutex // guards what follows
-	ctx    context.Context
-	cancel context.CancelFunc
-	ended  bool
+	// Nil, then lazyEnded or a real context, and that for good once it is
+	// one. A real context in place of lazyEnded was cancelled before.
+	state atomic.Pointer[realContext]
 }
+
+type realContext struct {
+	context.Context
+	cancel context.CancelFunc
+}
+
+// lazyEnded is the state of a context that ended before anybody asked.
+var lazyEnded = &realContext{context.Background(), func() {}}
 
 func (c *lazyContext) Deadline() (time.Time, bool) {
 	if d, ok := c.parent.Deadline(); ok && d.Before(c.deadline) {
@@ -204,23 +221,25 @@ func (c *lazyContext) Err() error            { return c.real().Err() }
 func (c *lazyContext) Value(key any) any { return c.real().Value(key) }
 
 func (c *lazyContext) real() context.Context {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.ctx == nil {
-		c.ctx, c.cancel = context.WithDeadlineCause(c.parent, c.deadline, ErrRequestTimeout)
-		if c.ended {
-			c.cancel()
+	for {
+		was := c.state.Load()
+		if was != nil && was != lazyEnded {
+			return was.Context
 		}
+		ctx, cancel := context.WithDeadlineCause(c.parent, c.deadline, ErrRequestTimeout)
+		if was == lazyEnded {
+			cancel()
+		}
+		if c.state.CompareAndSwap(was, &realContext{ctx, cancel}) {
+			return ctx
+		}
+		cancel() // another goroutine was first, or the request has just ended
 	}
-	return c.ctx
 }
 
 // end cancels the context: the request is over.
 func (c *lazyContext) end() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.ended = true
-	if c.cancel != nil {
-		c.cancel()
+	if !c.state.CompareAndSwap(nil, lazyEnded) {
+		c.state.Load().cancel()
 	}
 }

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -199,4 +201,47 @@ func TestRequestDeadlineDerivedContexts(t *testing.T) {
 		}
 		synctest.Wait()
 	})
+}
+
+// Whoever asks for the context, whenever, also while the request ends and
+// after that, gets the same one, and it ends with the request.
+func TestRequestDeadlineContextAfterReturn(t *testing.T) {
+	for range 200 {
+		var ctx context.Context
+		got := make(chan (<-chan struct{}), 4)
+		start := make(chan struct{})
+		h := (&graceful.RequestDeadline{}).Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			ctx = r.Context()
+			for range cap(got) {
+				go func() {
+					<-start
+					got <- ctx.Done()
+				}()
+			}
+			close(start)
+			runtime.Gosched()
+		}))
+		h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
+		for range cap(got) {
+			if done := <-got; done != ctx.Done() {
+				t.Fatal("two contexts")
+			}
+		}
+		select {
+		case <-ctx.Done():
+		default:
+			t.Fatal("not done")
+		}
+		if err, cause := ctx.Err(), context.Cause(ctx); err != context.Canceled || cause != context.Canceled {
+			t.Fatal(err, cause)
+		}
+	}
+	// Nobody asked in time.
+	var ctx context.Context
+	(&graceful.RequestDeadline{}).Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx = r.Context()
+	})).ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
+	if err := ctx.Err(); err != context.Canceled {
+		t.Error(err)
+	}
 }

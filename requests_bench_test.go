@@ -46,6 +46,9 @@ func (w *nullWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return nil, nil, http.ErrNotSupported
 }
 
+// clock keeps the compiler from leaving out a time.Now.
+var clock time.Time
+
 // benchmarks are the middlewares side by side, net/http's first.
 func benchmarks(b *testing.B, run func(b *testing.B, h http.Handler)) {
 	var inFlight graceful.InFlight
@@ -56,11 +59,22 @@ func benchmarks(b *testing.B, run func(b *testing.B, h http.Handler)) {
 			benchHandler.ServeHTTP(w, r)
 		}
 	})
+	// The least that a deadline in the request's context can cost: a copy of
+	// the request, and a reading of the clock.
+	copies := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		benchHandler.ServeHTTP(w, r.WithContext(r.Context()))
+	})
+	copiesAndReads := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		clock = time.Now()
+		copies(w, r)
+	})
 	for _, bm := range []struct {
 		name string
 		h    http.Handler
 	}{
 		{"none", benchHandler},
+		{"WithContext", copies},
+		{"WithContext+Now", copiesAndReads},
 		{"http.TimeoutHandler", http.TimeoutHandler(benchHandler, time.Minute, "")},
 		{"RequestTimeout", (&graceful.RequestTimeout{}).Handler(benchHandler)},
 		{"RequestDeadline", (&graceful.RequestDeadline{}).Handler(benchHandler)},
@@ -95,8 +109,8 @@ func TestMiddlewareAllocations(t *testing.T) {
 		h    http.Handler
 		most float64
 	}{
-		"RequestTimeout":  {new(graceful.RequestTimeout).Handler(benchHandler), 8},
-		"RequestDeadline": {new(graceful.RequestDeadline).Handler(benchHandler), 3},
+		"RequestTimeout":  {new(graceful.RequestTimeout).Handler(benchHandler), 6},
+		"RequestDeadline": {new(graceful.RequestDeadline).Handler(benchHandler), 1},
 		"InFlight":        {inFlight.Handler(benchHandler), 0},
 	} {
 		w := &nullWriter{h: make(http.Header)}

@@ -100,7 +100,7 @@ func (h *timeoutHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if outer := w.Header(); len(outer) > 0 {
 		x.header = outer.Clone()
 	}
-	x.req = r.WithContext(&x.ctx)
+	x.req = *r.WithContext(&x.ctx)
 	if r.Body != nil && r.Body != http.NoBody {
 		x.body = guardedBody{x, r.Body}
 		x.req.Body = &x.body
@@ -137,7 +137,7 @@ type exchange struct {
 	h      *timeoutHandler
 	w      http.ResponseWriter // as it came
 	r      *http.Request       // as it came
-	req    *http.Request       // as the handler sees it
+	req    http.Request        // as the handler sees it
 	header http.Header         // as the handler sees it
 	top    guarded             // what the handler writes to, less the optional methods
 	body   guardedBody
@@ -182,7 +182,7 @@ func (x *exchange) run() {
 		}
 		x.finish(end)
 	}()
-	x.h.next.ServeHTTP(writerLike(&x.top), x.req)
+	x.h.next.ServeHTTP(writerLike(&x.top), &x.req)
 	end.normal = true
 }
 
