@@ -76,6 +76,7 @@ func TestHTTP2Linger(t *testing.T) {
 		"nor by a timer that was too late to be stopped": {func(read func([]byte), c *http2Conn) {
 			read(request)
 			c.finish()
+			time.Sleep(time.Second) // closed at 0 would look like open
 			c.abandon()
 		}, 0},
 		"never before the final GOAWAY is asked for": {func(_ func([]byte), c *http2Conn) {
