@@ -59,7 +59,7 @@ func TestHTTP2Linger(t *testing.T) {
 			c.finish()
 			time.Sleep(http2Linger - 2)
 			read(request)
-			time.Sleep(1)
+			time.Sleep(time.Nanosecond)
 			read(reset)
 		}, http2Linger - 1 + http2Linger},
 		"and one that lasts stops it": {func(read func([]byte), c *http2Conn) {
