@@ -77,6 +77,9 @@ func TestHTTP2ExactPlace(t *testing.T) {
 						x.play(t, exactRun{announce: a, within: true, pieces: []int{a}})
 						x.play(t, exactRun{announce: a, within: true, pieces: x.places})
 					}
+					if len(x.in) > 1000 {
+						continue // so many bytes so many times take seconds
+					}
 					for _, next := range x.places[i+1:] {
 						x.play(t, exactRun{announce: a, pieces: []int{a, next}})
 						x.play(t, exactRun{announce: a, pieces: []int{a}, deadlines: []int{next}})
