@@ -28,7 +28,9 @@
 //  5. Stopped. Serve returns; [Server.Report] says what was waited for, how
 //     each connection ended, and by name whose request was cut off.
 //
-// The shutdown is over with its last response. It does not poll.
+// The shutdown is over with its last response; it does not poll. Over TLS, a
+// response that was in progress when it began is followed by a quiet window, for
+// the client has not been told that it was the last.
 //
 // # Signals
 //
