@@ -64,31 +64,39 @@ func drainHandler() http.Handler {
 }
 
 // onceBody is a request body that net/http's client cannot send again.
-type onceBody struct{ io.Reader }
+type onceBody struct {
+	io.Reader
+	sent   atomic.Bool // a header has gone out
+	spoilt atomic.Bool // the client closed it before
+}
 
-func (b onceBody) Close() error {
+func (b *onceBody) Close() error {
+	if !b.sent.Load() {
+		b.spoilt.Store(true)
+	}
 	if c, ok := b.Reader.(io.Closer); ok {
 		return c.Close()
 	}
 	return nil
 }
 
-// errUnsent is for a request of which nothing was sent: net/http's client has
-// been told that its connection takes no more, closes the body that it has not
-// read, and then cannot use it for another connection.
+// errUnsent is for a request that the client spoilt itself: told that its
+// connection takes no more, net/http's client closes the body that it has not
+// read. Then it cannot use it for another connection; where it has one already
+// it tries to, sends the header there, and fails at the closed body.
 var errUnsent = errors.New("not sent")
 
 // drainRequest sends one request of a random kind and reports what became of it.
 func drainRequest(rt http.RoundTripper, base string) error {
 	post := func(path string, body io.Reader) (*http.Response, error) {
-		sent := false
+		once := &onceBody{Reader: body}
 		ctx := httptrace.WithClientTrace(context.Background(), &httptrace.ClientTrace{
-			WroteHeaders: func() { sent = true },
+			WroteHeaders: func() { once.sent.Store(true) },
 		})
-		req, _ := http.NewRequestWithContext(ctx, "POST", base+path, onceBody{body})
+		req, _ := http.NewRequestWithContext(ctx, "POST", base+path, once)
 		resp, err := rt.RoundTrip(req)
 		if err != nil {
-			if !sent {
+			if !once.sent.Load() || once.spoilt.Load() && errors.Is(err, io.ErrClosedPipe) {
 				return nil, errUnsent
 			}
 			return nil, fmt.Errorf("%s: %w", path, err)
