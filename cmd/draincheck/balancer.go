@@ -1,16 +1,19 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	_ "embed"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
+	"slices"
 	"text/template"
 	"time"
+
+	"github.com/seed-121bbccf/graceful/internal/traffic"
 )
 
 // HAProxy checks every checkEvery and wants two failures, or successes, in a
@@ -23,75 +26,35 @@ const (
 )
 
 // Connection reuse is on, retries and redispatch are off: what the server loses
-// is to be seen.
+// is to be seen. HAProxy speaks to the servers as the client speaks to it:
+// HTTP/1 or 2, over TLS or in the clear. nginx speaks HTTP/1 to them, over TLS
+// where the client does.
 var balancerConfigs = map[string]*template.Template{
-	"haproxy": template.Must(template.New("").Parse(`global
-    maxconn 8000
-    nbthread 1
-defaults
-    mode http
-    timeout connect 2s
-    timeout client 30s
-    timeout server 30s
-    timeout http-keep-alive 30s
-    timeout tunnel 1m
-    timeout check 2s
-    option http-keep-alive
-    http-reuse always
-    retries 0
-    no option redispatch
-frontend in
-    bind 127.0.0.1:{{.Port}}
-    default_backend servers
-frontend up
-    bind 127.0.0.1:{{.UpPort}}
-    http-request return status 200 if { nbsrv(servers) ge {{len .Servers}} }
-    http-request return status 503
-backend servers
-    balance roundrobin
-    option httpchk GET {{.Health}}
-    http-check expect rstatus ^[1-4]
-    default-server inter {{.Every}}ms fall 2 rise 2
-{{range $i, $p := .Servers}}    server s{{$i}} 127.0.0.1:{{$p}} check
-{{end}}`)),
-	"nginx": template.Must(template.New("").Parse(`daemon off;
-worker_processes 1;
-pid {{.Dir}}/nginx.pid;
-error_log {{.Dir}}/error.log error;
-events { worker_connections 4000; }
-http {
-    access_log off;
-    client_body_temp_path {{.Dir}}/cb; proxy_temp_path {{.Dir}}/pt; fastcgi_temp_path {{.Dir}}/fc;
-    uwsgi_temp_path {{.Dir}}/uw; scgi_temp_path {{.Dir}}/sc;
-    keepalive_requests 1000000;
-    map $http_upgrade $up { default upgrade; '' ''; }
-    upstream servers {
-{{range .Servers}}        server 127.0.0.1:{{.}} max_fails=0;
-{{end}}        keepalive 64;
-        keepalive_requests 1000000;
-    }
-    server {
-        listen 127.0.0.1:{{.Port}} backlog=1024;
-        location / {
-            proxy_pass http://servers;
-            proxy_http_version 1.1;
-            proxy_set_header Connection $up;
-            proxy_set_header Upgrade $http_upgrade;
-            proxy_buffering off;
-            proxy_request_buffering off;
-            proxy_next_upstream off;
-            proxy_connect_timeout 2s;
-        }
-    }
+	"haproxy": template.Must(template.New("").Parse(haproxyConfig)),
+	"nginx":   template.Must(template.New("").Parse(nginxConfig)),
 }
-`)),
+
+//go:embed haproxy.cfg
+var haproxyConfig string
+
+//go:embed nginx.conf
+var nginxConfig string
+
+// serverPorts is where a server listens, frontPorts where the balancer does.
+type serverPorts struct{ Port, TLSPort int }
+
+type frontPorts struct {
+	serverPorts
+	H2CPort int // nginx has no HTTP/1 where it has HTTP/2 in the clear
+	UpPort  int // HAProxy answers 200 there if both servers are in order
 }
 
 // balanced is two servers behind a balancer, rolled one after the other.
 type balanced struct {
 	c       *config
 	start   func(port, tlsPort int) (*process, error)
-	ports   []int      // two of the servers, two more, the balancer's, and that of its frontend "up"
+	ports   []serverPorts // of the servers
+	front   frontPorts
 	servers []*process // nil: does not run
 	next    int        // the one to roll
 
@@ -99,11 +62,13 @@ type balanced struct {
 	balancer *process
 }
 
-func newBalanced(c *config, start func(port, tlsPort int) (*process, error)) (*balanced, error) {
+// newBalanced puts two servers behind c's balancer; start starts one. They have
+// one port for TLS and for all else, unless ownTLSPort.
+func newBalanced(c *config, ownTLSPort bool, start func(port, tlsPort int) (*process, error)) (*balanced, error) {
 	if _, err := lookBalancer(c.via); err != nil {
 		return nil, err
 	}
-	ports, err := freePorts(6)
+	ports, err := freePorts(8)
 	if err != nil {
 		return nil, err
 	}
@@ -111,7 +76,15 @@ func newBalanced(c *config, start func(port, tlsPort int) (*process, error)) (*b
 	if err != nil {
 		return nil, err
 	}
-	b := &balanced{c: c, start: start, ports: ports, servers: make([]*process, 2), dir: dir}
+	b := &balanced{c: c, start: start, servers: make([]*process, 2), dir: dir}
+	b.ports = []serverPorts{{ports[0], ports[0]}, {ports[1], ports[1]}}
+	if ownTLSPort {
+		b.ports = []serverPorts{{ports[0], ports[2]}, {ports[1], ports[3]}}
+	}
+	b.front = frontPorts{serverPorts: serverPorts{ports[4], ports[5]}, H2CPort: ports[4], UpPort: ports[7]}
+	if c.via == "nginx" {
+		b.front.H2CPort = ports[6]
+	}
 	return b, nil
 }
 
@@ -152,7 +125,7 @@ func (b *balanced) ready(ctx context.Context) error {
 }
 
 func (b *balanced) launch(ctx context.Context, i int, alone bool) error {
-	p, err := b.start(b.ports[i], b.ports[i+2])
+	p, err := b.start(b.ports[i].Port, b.ports[i].TLSPort)
 	if err != nil {
 		return err
 	}
@@ -166,21 +139,31 @@ func (b *balanced) startBalancer() error {
 		return err
 	}
 	file := filepath.Join(b.dir, b.c.via+".conf")
-	var conf strings.Builder
-	err = balancerConfigs[b.c.via].Execute(&conf, map[string]any{
-		"Port": b.ports[4], "UpPort": b.ports[5], "Servers": b.ports[:2], "Health": b.c.health, "Every": checkEvery.Milliseconds(), "Dir": b.dir,
-	})
+	var conf bytes.Buffer
+	err = balancerConfigs[b.c.via].Execute(&conf, struct {
+		frontPorts
+		Servers []serverPorts
+		Health  string
+		Every   int64
+		Dir     string
+	}{b.front, b.ports, b.c.health, checkEvery.Milliseconds(), b.dir})
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(file, []byte(conf.String()), 0o600); err != nil {
-		return err
+	cert, key := traffic.CertPEM()
+	for name, text := range map[string][]byte{
+		file: conf.Bytes(), filepath.Join(b.dir, "cert.pem"): cert, filepath.Join(b.dir, "key.pem"): key,
+		filepath.Join(b.dir, "both.pem"): slices.Concat(cert, key),
+	} {
+		if err := os.WriteFile(name, text, 0o600); err != nil {
+			return err
+		}
 	}
 	argv := []string{path, "-f", file, "-db"}
 	if b.c.via == "nginx" {
 		argv = []string{path, "-p", b.dir, "-e", filepath.Join(b.dir, "error.log"), "-c", file}
 	}
-	b.balancer, err = startProcess(argv, b.ports[4], 0, nil)
+	b.balancer, err = startProcess(argv, b.front.Port, 0, nil)
 	return err
 }
 
@@ -189,10 +172,9 @@ func (b *balanced) startBalancer() error {
 func (b *balanced) serving(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readyWithin)
 	defer cancel()
-	plain, _ := b.addrs()
-	ask := "http://" + plain + b.c.health
+	ask := "http://" + b.addrs().plain + b.c.health
 	if b.c.via == "haproxy" {
-		ask = fmt.Sprintf("http://127.0.0.1:%d/", b.ports[5])
+		ask = fmt.Sprintf("http://%s/", loopback(b.front.UpPort))
 	}
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	for {
@@ -212,8 +194,8 @@ func (b *balanced) serving(ctx context.Context) error {
 	}
 }
 
-func (b *balanced) addrs() (plain, tls string) {
-	return net.JoinHostPort("127.0.0.1", fmt.Sprint(b.ports[4])), ""
+func (b *balanced) addrs() addresses {
+	return addresses{plain: loopback(b.front.Port), tls: loopback(b.front.TLSPort), h2c: loopback(b.front.H2CPort)}
 }
 
 // roll stops one server, and starts its successor: before that with -replace,

@@ -89,23 +89,25 @@ func (c *config) subjectRounds(ctx context.Context, s subject, bar *progress, st
 // load returns lane l's load on d, or why there can be none. What found says of
 // the lane was learnt by probing.
 func (c *config) load(d deployment, l lane, found *Lane) (traffic.Load, error) {
-	plain, secure := d.addrs()
+	addrs := d.addrs()
 	load := traffic.Load{
-		Addr: plain, Kind: l.kind, Clients: c.clients, Rate: c.rate, Redial: redial,
+		Addr: addrs.plain, Kind: l.kind, Clients: c.clients, Rate: c.rate, Redial: redial,
 		Timeout: c.grace + 5*time.Second, Any: found.any, Window: c.window, Path: c.path, Method: c.method,
 	}
 	if !found.any {
 		load.Method = "POST"
 	}
-	if l.tls || found.tls {
-		load.Addr = secure
-		// It is the loss that is checked here, not the certificate.
-		load.TLS = &tls.Config{InsecureSkipVerify: true}
-	}
 	switch {
-	case c.via != "" && !l.balanced():
-		return load, fmt.Errorf("not through %s", c.via)
-	case load.Addr == "":
+	case l.tls || found.tls:
+		load.Addr = addrs.tls
+		// It is the loss that is checked here, not the certificate; and not the
+		// price of a handshake: without the key exchange that is safe from
+		// quantum computers it is half.
+		load.TLS = &tls.Config{InsecureSkipVerify: true, CurvePreferences: []tls.CurveID{tls.X25519, tls.CurveP256}}
+	case l.kind.HTTP2():
+		load.Addr = addrs.h2c
+	}
+	if load.Addr == "" {
 		return load, errors.New("not at this -url")
 	}
 	return load, nil

@@ -20,8 +20,8 @@ type deployment interface {
 	// ready starts what does not run, and waits until it serves.
 	ready(ctx context.Context) error
 
-	// addrs returns where clients find it, without TLS and with; "" if not.
-	addrs() (plain, tls string)
+	// addrs returns where clients find it.
+	addrs() addresses
 
 	// roll stops one server as the command line wants it, waits until it has
 	// exited, and returns how that went.
@@ -31,20 +31,25 @@ type deployment interface {
 	close()
 }
 
+// addresses are where clients speak HTTP/1 in the clear, anything over TLS, and
+// HTTP/2 in the clear; "" if nowhere.
+type addresses struct{ plain, tls, h2c string }
+
 func (c *config) deploy(s subject, verbose io.Writer) (deployment, error) {
 	start := func(port, tlsPort int) (*process, error) { return startProcess(s.argv, port, tlsPort, verbose) }
+	ownTLSPort := slices.ContainsFunc(s.argv, func(a string) bool { return strings.Contains(a, "{tlsport}") })
 	switch {
 	case c.url != nil:
 		return &external{c: c}, nil
 	case c.via != "":
-		return newBalanced(c, start)
+		return newBalanced(c, ownTLSPort, start)
 	}
 	ports, err := freePorts(2)
 	if err != nil {
 		return nil, err
 	}
 	d := &direct{c: c, start: start, port: ports[0], tls: ports[0]}
-	if slices.ContainsFunc(s.argv, func(a string) bool { return strings.Contains(a, "{tlsport}") }) {
+	if ownTLSPort {
 		d.tls = ports[1]
 	}
 	return d, nil
@@ -71,8 +76,8 @@ func (d *direct) ready(ctx context.Context) error {
 	return p.ready(ctx, true)
 }
 
-func (d *direct) addrs() (plain, tls string) {
-	return fmt.Sprintf("127.0.0.1:%d", d.port), fmt.Sprintf("127.0.0.1:%d", d.tls)
+func (d *direct) addrs() addresses {
+	return addresses{plain: loopback(d.port), tls: loopback(d.tls), h2c: loopback(d.port)}
 }
 
 func (d *direct) roll(ctx context.Context) (Stop, error) {
@@ -123,11 +128,11 @@ func (e *external) ready(ctx context.Context) error {
 	}
 }
 
-func (e *external) addrs() (plain, tls string) {
+func (e *external) addrs() addresses {
 	if e.c.url.Scheme == "https" {
-		return "", e.c.url.Host
+		return addresses{tls: e.c.url.Host}
 	}
-	return e.c.url.Host, ""
+	return addresses{plain: e.c.url.Host, h2c: e.c.url.Host}
 }
 
 func (e *external) roll(ctx context.Context) (Stop, error) {

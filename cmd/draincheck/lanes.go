@@ -48,10 +48,6 @@ func (l lane) about() string {
 	return s
 }
 
-// balanced reports whether the lane makes sense through the balancers as they
-// are set up here: they speak HTTP/1 in the clear.
-func (l lane) balanced() bool { return !l.tls && !l.kind.HTTP2() }
-
 func laneUsage() string {
 	var b strings.Builder
 	for _, l := range lanes {

@@ -108,7 +108,9 @@ func (p *process) ready(ctx context.Context, alone bool) error {
 	}
 }
 
-func (p *process) addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(p.port)) }
+func (p *process) addr() string { return loopback(p.port) }
+
+func loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
 
 // stop sends sig and waits for the exit, with SIGKILL after grace.
 func (p *process) stop(ctx context.Context, sig syscall.Signal, grace time.Duration) (Stop, error) {

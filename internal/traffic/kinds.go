@@ -28,7 +28,7 @@ const (
 
 const (
 	forever  = 1<<63 - 1
-	pieces   = 20  // that a slow body is sent in, in both directions
+	pieces   = 5   // that a slow body is sent in, in both directions
 	bodySize = 256 // bytes of a body that is sent at once
 )
 
