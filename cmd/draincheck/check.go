@@ -32,58 +32,62 @@ func (c *config) check(ctx context.Context, stderr io.Writer) (*Report, error) {
 
 func (c *config) checkSubjects(ctx context.Context, stderr io.Writer) (*Report, error) {
 	rep := c.newReport(append([]string{"draincheck"}, os.Args[1:]...))
-	bar := newProgress(stderr, c)
+	bar := newProgress(stderr, c.rounds*len(c.subjects), c.verbose)
 	defer bar.end()
 	for _, s := range c.subjects {
-		found, err := c.subjectRounds(ctx, s, bar, stderr)
-		if err != nil {
+		found := c.newSubject(s)
+		rep.Subjects = append(rep.Subjects, found)
+		if err := c.stopTimes(ctx, c.rounds, s, found, bar, stderr); err != nil {
 			return nil, err
 		}
-		rep.Subjects = append(rep.Subjects, found)
 	}
 	return rep, nil
 }
 
-// subjectRounds stops s as often as is wanted.
-func (c *config) subjectRounds(ctx context.Context, s subject, bar *progress, stderr io.Writer) (*Subject, error) {
+// newSubject returns what has been found of s before it was stopped for the
+// first time.
+func (c *config) newSubject(s subject) *Subject {
+	found := &Subject{Name: s.Name, Foreign: s.why != ""}
+	for _, l := range c.lanes {
+		found.Lanes = append(found.Lanes, newLane(l))
+	}
+	return found
+}
+
+// stopTimes stops s n times more, and adds what that costs to found.
+func (c *config) stopTimes(ctx context.Context, n int, s subject, found *Subject, bar *progress, stderr io.Writer) error {
 	var verbose io.Writer
 	if c.verbose {
 		verbose = stderr
 	}
 	d, err := c.deploy(s, verbose)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer d.close()
-	found := &Subject{Name: s.Name, Foreign: s.why != ""}
 	if found.Foreign {
 		grantsNone := *c
 		grantsNone.window = 0
 		c = &grantsNone
 	}
-	for _, l := range c.lanes {
-		found.Lanes = append(found.Lanes, &Lane{
-			Name: l.Name, About: l.about(),
-			Refused: map[string]int{}, Lost: map[string]int{}, Errors: map[string]string{},
-		})
-	}
-	for round := range c.rounds {
+	for range n {
 		if err := d.ready(ctx); err != nil {
-			return nil, err
+			return err
 		}
-		if round == 0 {
+		if !found.probed {
 			if err := c.probe(ctx, s, d, found); err != nil {
-				return nil, err
+				return err
 			}
+			found.probed = true
 		}
-		if err := c.round(ctx, d, found, bar, round); err != nil {
-			return nil, err
+		if err := c.round(ctx, d, found, bar); err != nil {
+			return err
 		}
 	}
 	for _, l := range found.Lanes {
 		l.finish()
 	}
-	return found, nil
+	return nil
 }
 
 // load returns lane l's load on d, or why there can be none. What found says of
@@ -91,7 +95,7 @@ func (c *config) subjectRounds(ctx context.Context, s subject, bar *progress, st
 func (c *config) load(d deployment, l lane, found *Lane) (traffic.Load, error) {
 	addrs := d.addrs()
 	load := traffic.Load{
-		Addr: addrs.plain, Kind: l.kind, Clients: c.clients, Rate: c.rate, Redial: redial,
+		Addr: addrs.plain, Kind: l.kind, Clients: c.clientsOf(l), Rate: c.rate, Redial: redial,
 		Timeout: c.grace + 5*time.Second, Any: found.any, Window: c.window, Path: c.path, Method: c.method,
 	}
 	if !found.any {
@@ -186,7 +190,7 @@ func try(ctx context.Context, load traffic.Load) error {
 }
 
 // round puts the load on, stops a server in the middle of it, and counts.
-func (c *config) round(ctx context.Context, d deployment, found *Subject, bar *progress, n int) error {
+func (c *config) round(ctx context.Context, d deployment, found *Subject, bar *progress) error {
 	runs := make([]*traffic.Run, len(c.lanes))
 	defer func() {
 		for _, r := range runs {
@@ -209,12 +213,12 @@ func (c *config) round(ctx context.Context, d deployment, found *Subject, bar *p
 			return err
 		}
 	}
-	defer bar.follow(found, n, runs)()
-	for _, r := range runs {
+	defer bar.follow(found, c.rounds, runs)()
+	for i, r := range runs {
 		if r == nil {
 			continue
 		}
-		if err := steady(r, c.clients); err != nil {
+		if err := steady(r, c.clientsOf(c.lanes[i])); err != nil {
 			return fmt.Errorf("the load did not get going: %w", err)
 		}
 	}

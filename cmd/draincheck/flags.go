@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/seed-121bbccf/graceful/internal/traffic"
 )
 
 // A config is what the command line says.
@@ -32,12 +34,13 @@ type config struct {
 	pid         int
 	stopCommand string
 
-	clients int
-	rate    float64
-	warm    time.Duration
-	window  time.Duration
-	method  string
-	path    string
+	clients  int
+	requests int // of each kind, at the least; 0: as many as come
+	rate     float64
+	warm     time.Duration
+	window   time.Duration
+	method   string
+	path     string
 
 	json, html, svg string
 	verbose         bool
@@ -64,7 +67,7 @@ Flags:
 
 // Bounds of what the command does to a machine.
 const (
-	maxClients = 2000
+	maxClients = 5000
 	maxRate    = 20_000
 	maxRounds  = 1000
 )
@@ -120,8 +123,10 @@ func (c *config) bounds() error {
 	switch {
 	case c.rounds < 1 || c.rounds > maxRounds:
 		return fmt.Errorf("-rounds %d: must be from 1 to %d", c.rounds, maxRounds)
-	case c.clients < 1 || c.clients*len(c.lanes) > maxClients:
-		return fmt.Errorf("-clients %d: must be from 1 to %d for %d kinds of traffic", c.clients, maxClients/len(c.lanes), len(c.lanes))
+	case c.requests < 0:
+		return fmt.Errorf("-requests %d: must not be negative", c.requests)
+	case c.clients < 1 || c.allClients() > maxClients:
+		return fmt.Errorf("-clients %d: must be at least 1, and all kinds of traffic together may have %d", c.clients, maxClients)
 	case c.rate < 0 || c.rate > maxRate:
 		return fmt.Errorf("-rate %v: must be from 0 to %d", c.rate, maxRate)
 	case c.grace <= 0 || c.total <= 0 || c.warm < 0 || c.window < 0:
@@ -132,6 +137,26 @@ func (c *config) bounds() error {
 		return errors.New("-path and -health must begin with a slash")
 	}
 	return nil
+}
+
+// clientsOf returns how many clients lane l has. An idle connection makes one
+// request for each stop, so that where requests are wanted there are many.
+func (c *config) clientsOf(l lane) int {
+	if l.kind.Name == traffic.Idle.Name {
+		return max(c.clients, c.requests/idleStops)
+	}
+	return c.clients
+}
+
+// idleStops is after how many stops idle connections have made the requests that
+// are wanted.
+const idleStops = 80
+
+func (c *config) allClients() (n int) {
+	for _, l := range c.lanes {
+		n += c.clientsOf(l)
+	}
+	return n
 }
 
 // subject finds out what is to be checked.

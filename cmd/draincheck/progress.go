@@ -14,18 +14,18 @@ import (
 
 // progress shows how far the check is, if there is a terminal to show it on.
 type progress struct {
-	bar    *progressbar.ProgressBar // nil: no terminal
-	rounds int                      // of each subject
-	done   int                      // rounds, of all subjects
+	bar  *progressbar.ProgressBar // nil: no terminal
+	done int                      // stops, of all subjects
 }
 
-func newProgress(w io.Writer, c *config) *progress {
-	p := &progress{rounds: c.rounds}
+// newProgress is for that many stops; quiet, if something else writes there.
+func newProgress(w io.Writer, stops int, quiet bool) *progress {
+	p := &progress{}
 	f, ok := w.(*os.File)
-	if !ok || c.verbose || !term.IsTerminal(int(f.Fd())) {
+	if !ok || quiet || !term.IsTerminal(int(f.Fd())) {
 		return p
 	}
-	p.bar = progressbar.NewOptions(c.rounds*len(c.subjects),
+	p.bar = progressbar.NewOptions(stops,
 		progressbar.OptionSetWriter(w),
 		progressbar.OptionSetWidth(20),
 		progressbar.OptionSetPredictTime(false),
@@ -36,13 +36,13 @@ func newProgress(w io.Writer, c *config) *progress {
 	return p
 }
 
-// follow shows round n of found, with what runs have counted so far, until the
-// function that it returns is called: then that round is over.
-func (p *progress) follow(found *Subject, n int, runs []*traffic.Run) (over func()) {
+// follow shows the next of found's stops, with what runs have counted so far,
+// until the function that it returns is called: then that stop is over.
+func (p *progress) follow(found *Subject, stops int, runs []*traffic.Run) (over func()) {
 	if p.bar == nil {
 		return func() {}
 	}
-	sent0, lost0 := found.sent(), found.lost()
+	n, sent0, lost0 := len(found.Stops)+1, found.sent(), found.lost()
 	show := func() {
 		sent, lost := sent0, lost0
 		for _, r := range runs {
@@ -51,7 +51,7 @@ func (p *progress) follow(found *Subject, n int, runs []*traffic.Run) (over func
 				sent, lost = sent+s, lost+l
 			}
 		}
-		p.bar.Describe(fmt.Sprintf("%s: stop %d of %d, %s of %s requests lost", clip(found.Name, 30), n+1, p.rounds, thousands(lost), thousands(sent)))
+		p.bar.Describe(fmt.Sprintf("%s: stop %d of %d, %s of %s requests lost", clip(found.Name, 30), n, stops, thousands(lost), thousands(sent)))
 	}
 	done := make(chan struct{})
 	var wg sync.WaitGroup

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/HdrHistogram/hdrhistogram-go"
 	"github.com/seed-121bbccf/graceful/internal/traffic"
 )
 
@@ -34,6 +35,8 @@ type Subject struct {
 	Foreign bool    `json:"-"` // a loss of it does not fail the check
 	Stops   []Stop  `json:"stops"`
 	Lanes   []*Lane `json:"kinds"`
+
+	probed bool // it is known which kinds it takes
 }
 
 // A Stop is one stop of a server.
@@ -67,10 +70,22 @@ type Lane struct {
 	// firstMS, relative to the signal, over all stops.
 	Timeline []Bin `json:"timeline"`
 
-	any            bool // answers are not traffic.Handler's
-	tls            bool // over TLS, because the server wants it
-	before, during []time.Duration
+	any            bool                    // answers are not traffic.Handler's
+	tls            bool                    // over TLS, because the server wants it
+	before, during *hdrhistogram.Histogram // how long answers took, in microseconds
 }
+
+func newLane(l lane) *Lane {
+	took := func() *hdrhistogram.Histogram { return hdrhistogram.New(1, longest.Microseconds(), 3) }
+	return &Lane{
+		Name: l.Name, About: l.about(),
+		Refused: map[string]int{}, Lost: map[string]int{}, Errors: map[string]string{},
+		before: took(), during: took(),
+	}
+}
+
+// longest is the longest time that a request may take.
+const longest = 10 * time.Minute
 
 // Latency is how long answered requests took.
 type Latency struct {
@@ -127,9 +142,9 @@ func (l *Lane) add(res *traffic.Result, s Stop, warm time.Duration) {
 		if m.Outcome == traffic.Answered {
 			switch {
 			case m.End >= signal:
-				l.during = append(l.during, m.End-m.Start)
+				l.during.RecordValue((m.End - m.Start).Microseconds())
 			case m.End >= signal-warm:
-				l.before = append(l.before, m.End-m.Start)
+				l.before.RecordValue((m.End - m.Start).Microseconds())
 			}
 		}
 		if m.Outcome == traffic.Lost && m.End < signal {
@@ -160,19 +175,14 @@ func (l *Lane) add(res *traffic.Result, s Stop, warm time.Duration) {
 	}
 }
 
-// finish works out what needs all rounds.
+// finish works out what needs all rounds so far.
 func (l *Lane) finish() {
 	l.Before, l.During = latencyOf(l.before), latencyOf(l.during)
-	l.before, l.during = nil, nil
 }
 
-func latencyOf(took []time.Duration) Latency {
-	if len(took) == 0 {
-		return Latency{}
-	}
-	slices.Sort(took)
-	at := func(q float64) float64 { return ms(took[int(q*float64(len(took)-1))]) }
-	return Latency{at(0.5), at(0.99), at(1)}
+func latencyOf(took *hdrhistogram.Histogram) Latency {
+	at := func(q float64) float64 { return float64(took.ValueAtQuantile(q)) / 1000 }
+	return Latency{at(50), at(99), float64(took.Max()) / 1000}
 }
 
 // totals of a subject or a lane.

@@ -3,8 +3,12 @@ package main
 import (
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
 // results.md is made of what was saved for each mode, whenever that was.
@@ -13,17 +17,28 @@ func TestResultsText(t *testing.T) {
 	rep := &Report{
 		Command: "draincheck results -rounds 3", When: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Rounds: 3, Clients: 7, Rate: 100,
 		Subjects: []*Subject{
-			{Name: "theirs", Stops: []Stop{{Signal: "SIGTERM", Exit: 1234}}, Lanes: []*Lane{
+			{Name: "theirs", Stops: []Stop{{Signal: "SIGTERM", Exit: 1234}, {Exit: 1234}, {Exit: 5000}}, Lanes: []*Lane{
 				{Name: "keep-alive", Sent: 12345, Answered: 12340, Lost: map[string]int{"EOF": 4, "reset": 1}},
-				{Name: "tls", Skipped: "why not"},
+				{Name: "tls", Skipped: "why not"}, {Name: "http2"}, {Name: "idle"},
 			}},
-			{Name: "ours", Stops: []Stop{{Signal: "SIGTERM", Exit: 5}}, Lanes: []*Lane{
+			{Name: ours, Stops: []Stop{{Signal: "SIGTERM", Exit: 5}}, Lanes: []*Lane{
 				{Name: "keep-alive", Sent: 10, Answered: 10, Timeline: []Bin{{MS: 0, Answered: 10}}},
 				{Name: "tls", Skipped: "why not"},
+				{Name: "http2", Sent: 7, Answered: 6, Lost: map[string]int{"paused": 1}},
+				{Name: "idle", Sent: 8, Answered: 6, Lost: map[string]int{"paused": 1, "EOF": 1}},
 			}},
 		},
 	}
-	for _, m := range modes[:2] {
+	for _, s := range rep.Subjects {
+		for _, l := range s.Lanes {
+			l.before, l.during = newLane(lane{}).before, newLane(lane{}).during
+		}
+	}
+	nginx, trial := modes[4], modes[6]
+	if nginx.inherent == "" || trial.known == "" {
+		t.Fatal("the modes are not what this test thinks")
+	}
+	for _, m := range []mode{modes[0], nginx, trial} {
 		if err := rep.save(filepath.Join(dir, "results", m.name)); err != nil {
 			t.Fatal(err)
 		}
@@ -34,17 +49,71 @@ func TestResultsText(t *testing.T) {
 	}
 	text := string(b)
 	for _, want := range []string{
-		"## " + modes[0].title, "## " + modes[1].title, "](results/direct.svg)",
-		"| traffic | theirs | ours |", "| keep-alive | **5**/12,345 | 0/10 |", "| exit after, median | 1,234 ms | 5 ms |",
+		"## " + modes[0].title, "## " + nginx.title, "](results/direct.svg)",
+		"| traffic | theirs | this library |", "| **1**/7\u00a0‡ |", "\n‡ inherent:", "| **2**/8\u00a0† |", "\n† inherent: nginx",
+		"| " + trial.title + " | " + trial.known + " | 5/12,345 | 3/25 |", "| keep-alive | **5**/12,345 | 0/10 |", "| exit after, median | 1,234 ms | 5 ms |",
 		"theirs lost by cause: 4 EOF, 1 reset", "3 stops of each, 7 clients", "2026-01-02", "`go run ./cmd/draincheck results -rounds 3`",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q in\n%s", want, text)
 		}
 	}
-	for _, not := range []string{"why not", "| tls", modes[2].title, "Performance"} {
+	for _, not := range []string{"why not", "| tls", modes[1].title, "Performance"} {
 		if strings.Contains(text, not) {
 			t.Errorf("%q in\n%s", not, text)
 		}
+	}
+}
+
+// Another run goes on from what was found, and ends when there is enough.
+func TestResultsGoOn(t *testing.T) {
+	dir := t.TempDir()
+	c := &config{path: "/", health: "/ready", signal: syscall.SIGTERM, grace: 5 * time.Second, rounds: 10, clients: 2, rate: 100}
+	c.lanes, _ = lanesByName("keep-alive,idle")
+	m := mode{name: "direct", title: "one"}
+	began := func(fresh bool) *contest {
+		t.Helper()
+		k, err := c.newContest(m, dir, fresh)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k
+	}
+	first := began(false)
+	if first.complete() {
+		t.Error("complete before it began")
+	}
+	for _, s := range first.rep.Subjects {
+		s.Stops = make([]Stop, 10)
+		l := s.Lanes[0]
+		l.Sent, l.Timeline, l.Lost = 70, []Bin{{MS: 20, Answered: 3}}, map[string]int{"EOF": 2}
+		l.before.RecordValue(2000)
+		l.finish()
+	}
+	if err := first.rep.save(first.file()); err != nil {
+		t.Fatal(err)
+	}
+	second := began(false)
+	if !second.complete() {
+		t.Error("not complete after as many stops as were wanted")
+	}
+	if diff := cmp.Diff(first.rep.Subjects, second.rep.Subjects, cmpopts.IgnoreUnexported(Subject{}, Lane{}), cmpopts.EquateEmpty()); diff != "" {
+		t.Errorf("what was saved (-) and is there again (+):\n%s", diff)
+	}
+	l := second.rep.Subjects[3].Lanes[0]
+	l.before.RecordValue(9000)
+	if l.finish(); l.Before.P50 > 3 || l.Before.Max < 8.9 {
+		t.Errorf("latencies of both runs: %+v", l.Before)
+	}
+	c.requests = 71
+	if began(false).complete() {
+		t.Error("complete with fewer requests than were wanted")
+	}
+	if began(true).rep.Subjects[0].Stops != nil {
+		t.Error("-fresh goes on from what was there")
+	}
+	c.lanes, _ = lanesByName("keep-alive")
+	if _, err := c.newContest(m, dir, false); err == nil || !strings.Contains(err.Error(), "-fresh") {
+		t.Errorf("numbers of other kinds: %v", err)
 	}
 }

@@ -1,0 +1,74 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// A mode is one way to put servers in front of the clients.
+type mode struct {
+	name     string // of its picture
+	title    string
+	via      string
+	replace  bool
+	note     string
+	inherent string // why this library's losses are; "" if they are not
+
+	known string // what net/http lost when it was tried before: the mode is that trial
+}
+
+var modes = []mode{
+	{name: "direct", title: "Clients speak to the server, nobody takes its place",
+		note: `After the listener is closed new connections are refused, whatever the server does. That is not a loss: nothing was sent.`},
+	{name: "direct-replace", title: "Clients speak to the server, its successor already listens (SO_REUSEPORT)", replace: true,
+		note: `With a successor on the same port nobody need be refused either.`},
+	{name: "haproxy", title: "Through HAProxy, one of two instances down in between", via: "haproxy",
+		note: `HAProxy checks every 100 ms and takes two failures for an end. A server that closes its listener at the signal is down for it before it has noticed: 503. This library serves on for its ShutdownDelay (1 s here) while its readiness says 503, so HAProxy leaves in peace.`},
+	{name: "haproxy-replace", title: "Through HAProxy, the successor overlaps", via: "haproxy", replace: true,
+		note: `What is lost here are requests that HAProxy sent over connections that were just being closed.`},
+	{name: "nginx", title: "Through nginx, one of two instances down in between", via: "nginx",
+		note:     `nginx (the free one) has no active checks: it goes on sending every second request to an instance that is down, and answers 502. With proxy_next_upstream off nothing that the server does can help; a successor that overlaps can. (Its default, max_fails=1 with fail_timeout=10s, would mark both instances down when two restarts come close together, and fail nearly everything.)`,
+		inherent: `inherent: nginx sent these to an instance that no longer ran, and had been told of nothing`},
+	{name: "nginx-replace", title: "Through nginx, the successor overlaps", via: "nginx", replace: true,
+		note: `The only way to roll servers behind nginx without a loss.`},
+
+	{name: "trial-haproxy", title: "HAProxy, one down in between", via: "haproxy", known: "3,376/48,527"},
+	{name: "trial-haproxy-replace", title: "HAProxy, the successor overlaps", via: "haproxy", replace: true, known: "13/39,769"},
+	{name: "trial-nginx-replace", title: "nginx, the successor overlaps", via: "nginx", replace: true, known: "14/39,680"},
+}
+
+func modesByName(names string) ([]mode, error) {
+	if names == "" {
+		return modes, nil
+	}
+	var out []mode
+	for name := range strings.SplitSeq(names, ",") {
+		i := slices.IndexFunc(modes, func(m mode) bool { return m.name == name })
+		if i < 0 {
+			return nil, fmt.Errorf("-modes %q: there is no such mode", name)
+		}
+		out = append(out, modes[i])
+	}
+	return out, nil
+}
+
+// load reads the numbers of mode m; nil if there are none.
+func (m mode) load(dir string) (*Report, error) {
+	text, err := os.ReadFile(filepath.Join(dir, "results", m.name+".json"))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var rep Report
+	if err := json.Unmarshal(text, &rep); err != nil {
+		return nil, fmt.Errorf("%s: %w", m.name, err)
+	}
+	return &rep, nil
+}
