@@ -15,6 +15,9 @@ import (
 // rolls is how many stops each test makes; a tenth of it with -short.
 const rolls = 20
 
+// ports are the arguments of the server under test that draincheck fills in.
+var ports = []string{"-port", "{port}", "-tls-port", "{tlsport}"}
+
 // A report is what draincheck -json says, as far as it matters here.
 type report struct {
 	Subjects []struct {
@@ -47,12 +50,9 @@ type latency struct {
 // nobody is refused, and nobody waits for a SYN to be repeated, which takes a
 // second.
 func TestSuccessorByReusePort(t *testing.T) {
-	rep := roll(t, []string{"-replace"}, "-port", "{port}", "-tls-port", "{tlsport}", "-reuseport")
+	rep := roll(t, []string{"-replace"}, append(ports, "-reuseport")...)
 	busy := rep.Subjects[0].Kinds[0].Before.P99 > 50
 	for _, k := range rep.Subjects[0].Kinds {
-		if k.Skipped != "" {
-			t.Errorf("%s was skipped: %s", k.Name, k.Skipped)
-		}
 		for cause, n := range k.Refused {
 			t.Errorf("%s: %d refused: %s: %s", k.Name, n, cause, k.Errors[cause])
 		}
@@ -68,19 +68,19 @@ func TestSuccessorByReusePort(t *testing.T) {
 // notice.
 func TestHAProxy(t *testing.T) {
 	need(t, "haproxy")
-	roll(t, []string{"-via", "haproxy", "-health", "/ready"}, "-port", "{port}", "-delay", "1s")
+	roll(t, []string{"-via", "haproxy", "-health", "/ready"}, append(ports, "-delay", "1s")...)
 }
 
 // With a successor that overlaps HAProxy need not notice anything.
 func TestHAProxyWithSuccessor(t *testing.T) {
 	need(t, "haproxy")
-	roll(t, []string{"-via", "haproxy", "-health", "/ready", "-replace"}, "-port", "{port}", "-reuseport", "-delay", "1s")
+	roll(t, []string{"-via", "haproxy", "-health", "/ready", "-replace"}, append(ports, "-reuseport", "-delay", "1s")...)
 }
 
 // nginx does not check: only a successor that overlaps helps.
 func TestNginxWithSuccessor(t *testing.T) {
 	need(t, "nginx")
-	roll(t, []string{"-via", "nginx", "-replace"}, "-port", "{port}", "-reuseport", "-delay", "300ms")
+	roll(t, []string{"-via", "nginx", "-replace"}, append(ports, "-reuseport", "-delay", "300ms")...)
 }
 
 // roll has draincheck roll the server under test, and fails t if anything was
@@ -111,6 +111,11 @@ func roll(t *testing.T, flags []string, args ...string) report {
 	s := rep.Subjects[0]
 	if len(s.Stops) != n {
 		t.Errorf("%d stops, want %d", len(s.Stops), n)
+	}
+	for _, k := range s.Kinds {
+		if k.Skipped != "" {
+			t.Errorf("%s was skipped: %s", k.Name, k.Skipped)
+		}
 	}
 	for i, st := range s.Stops {
 		if st.Status != "0" || st.Killed {
