@@ -5,7 +5,6 @@ import (
 	"errors"
 	"log"
 	"maps"
-	"net"
 	"net/http"
 	"runtime"
 	"runtime/debug"
@@ -177,13 +176,12 @@ func (x *exchange) reset() {
 	if err != nil {
 		return
 	}
-	if t, ok := conn.(interface{ NetConn() net.Conn }); ok {
-		conn = t.NetConn() // a tls.Conn would say goodbye
-	}
-	if t, ok := conn.(interface{ SetLinger(sec int) error }); ok {
+	socket := socketOf(conn)
+	if t, ok := socket.(interface{ SetLinger(sec int) error }); ok {
 		t.SetLinger(0)
 	}
-	conn.Close()
+	socket.Close() // first, or a tls.Conn would say goodbye
+	conn.Close()   // whoever counts connections has to hear of it
 }
 
 // logPanic logs a panic that comes too late for net/http. It is called while
