@@ -36,10 +36,7 @@ func (x *exchange) complete() {
 	case x.hasTrailers():
 		maps.Copy(x.w.Header(), x.header)
 	}
-	// What a mux or a parser has noted, outer handlers look for; and net/http
-	// removes the form's files.
-	x.r.Pattern = x.req.Pattern
-	x.r.Form, x.r.PostForm, x.r.MultipartForm = x.req.Form, x.req.PostForm, x.req.MultipartForm
+	handBack(x.r, &x.req)
 	switch {
 	case x.end.value != nil:
 		panic(x.end.value)
