@@ -284,6 +284,10 @@ func (c *conn) Close() error {
 		c.flags.Or(flagUnclosed)
 		return nil
 	}
+	if c.has(flagDisowned) && c.flags.And(^uint32(flagDisowned))&flagDisowned != 0 {
+		// Should the new owner have been quicker, net/http's comes next.
+		return nil
+	}
 	err := c.raw.Close()
 	c.freeSlot()
 	if c.turns != nil || c.load().state() == connHijacked {

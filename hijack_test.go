@@ -116,6 +116,64 @@ func TestHijackLeft(t *testing.T) {
 	})
 }
 
+// TestHijackLate: a connection whose last response could not say close is
+// served on by another http.Server (see serveOn). When it is hijacked there it
+// is its new owner's alone: net/http used to close it when the shutdown was
+// over, and to tell the hooks so.
+func TestHijackLate(t *testing.T) {
+	for _, wait := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			defer outlast()
+			l, u := newVirtListener(), newUpgrader(false)
+			h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path == "/composed" {
+					io.WriteString(w, strings.Repeat("x", 3000)) // the header is, and not sent
+					time.Sleep(time.Second)
+					return
+				}
+				u.ServeHTTP(w, r)
+			})
+			var states []http.ConnState
+			srv := &http.Server{Handler: h, ConnState: func(_ net.Conn, s http.ConnState) { states = append(states, s) }}
+			s := serve(t, &graceful.Server{Server: srv, Timeout: time.Minute, WaitHijacked: wait, ListenLimit: 1}, l)
+			c := newClient(t, l.dial())
+			c.ask("/composed")
+			synctest.Wait()
+			s.stop()
+			if got := c.expect(strings.Repeat("x", 3000)); got.close {
+				t.Error("the response says close: nothing is tested here")
+			}
+			c.upgrade()
+			c.echo("one")
+			if !wait {
+				if got := s.end(); got != time.Second {
+					t.Errorf("over after %v\n%v", got, s.Report())
+				}
+				time.Sleep(time.Hour)
+			}
+			c.echo("two")
+			c.send("bye\n")
+			if err := <-u.ended; err != nil {
+				t.Errorf("ended with %v", err)
+			}
+			if err := c.ended(); err != nil {
+				t.Errorf("the client sees %v", err)
+			}
+			s.end()
+			want := ends{Left: 1}
+			if wait {
+				want = ends{Finished: 1}
+			}
+			if diff := cmp.Diff(want, endsOf(s.Report())); diff != "" {
+				t.Errorf("(-want +got):\n%s%v", diff, s.Report())
+			}
+			if diff := cmp.Diff([]http.ConnState{http.StateNew, http.StateActive, http.StateIdle, http.StateActive, http.StateHijacked}, states); diff != "" {
+				t.Errorf("ConnState (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
 // TestHijackWaited: with WaitHijacked the drain waits until the last hijacked
 // connection is closed, by whomever, or kills it at the deadline.
 func TestHijackWaited(t *testing.T) {

@@ -54,8 +54,9 @@ func (s *Server) serveOn(nc net.Conn, c *conn) {
 	second.Protocols.SetHTTP1(true)
 	second.Serve(l) // its error is that of l
 	if c.load().state() == connHijacked {
-		// net/http would close it if the hook returned.
-		<-s.life.stopped
+		// It is somebody else's now, but the first net/http closes what it
+		// has behind this hook.
+		c.flags.Or(flagDisowned)
 	}
 }
 
