@@ -2,6 +2,7 @@ package graceful_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -114,6 +115,42 @@ func TestHijackLeft(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestHijackContext: the context of the request of a connection that is left to
+// its handler does not end with the shutdown. It used to, where the listener
+// was of TLS and the caller's own.
+func TestHijackContext(t *testing.T) {
+	for _, beside := range []bool{false, true} {
+		taken, over, ended := make(chan struct{}), make(chan struct{}), make(chan error)
+		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			nc, _, err := w.(http.Hijacker).Hijack()
+			if err != nil {
+				panic(err)
+			}
+			defer nc.Close()
+			close(taken)
+			<-over
+			ended <- r.Context().Err()
+		})
+		srv := &graceful.Server{Server: &http.Server{Handler: h}, IdleGrace: -1}
+		l := listenTCP(t)
+		var s *served
+		if beside {
+			s = serve(t, srv, tls.NewListener(l, serverTLS()))
+		} else {
+			s = serveTLS(t, srv, l, false)
+		}
+		c := dialTLS(t, waitAddr(s), "http/1.1")
+		c.ask("/")
+		<-taken
+		s.stop()
+		s.end()
+		close(over)
+		if err := <-ended; err != nil {
+			t.Errorf("beside %v: the context ended: %v", beside, err)
+		}
+	}
 }
 
 // TestHijackLate: a connection whose last response could not say close is

@@ -140,7 +140,7 @@ func (s *Server) moved(nc net.Conn, c *conn, state http.ConnState) {
 	case http.StateHijacked:
 		c.setState(connHijacked)
 		if c.has(flagBeside) {
-			// Nobody will tell when it is closed.
+			s.side.lostSight.Store(true)
 			s.side.beside.Delete(nc)
 			c.gone()
 		}
