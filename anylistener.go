@@ -23,6 +23,8 @@ import (
 // It needs no help from the protocol. A connection is idle while it waits in
 // Read and no byte has been read from it since the last Write began; otherwise
 // it is in use. A protocol for which that is wrong says so with Busy.
+// So that a proxy's connections can be idle too, io.Copy to one goes through
+// user space, unless what it copies is a file.
 //
 // From the drain on, connections that have been idle for the quiet window are
 // closed; after Patience each is at its first idle moment, between two

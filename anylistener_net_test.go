@@ -373,3 +373,49 @@ func TestListenerNoLoss(t *testing.T) {
 		})
 	}
 }
+
+// TestProxiedIdle: a connection of a proxy, which copies in both directions, is
+// idle while neither side speaks. It used to count as in use, because
+// io.Copy is one call of ReadFrom.
+func TestProxiedIdle(t *testing.T) {
+	up := listenTCP(t)
+	go func() {
+		if c, err := up.Accept(); err == nil {
+			io.Copy(c, c)
+			c.Close()
+		}
+	}()
+	l := graceful.NewListener(listenTCP(t))
+	l.Timeout, l.IdleGrace = 20*time.Second, 20*ms
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			u, err := net.Dial("tcp", up.Addr().String())
+			if err != nil {
+				t.Error(err)
+				c.Close()
+				return
+			}
+			go func() {
+				io.Copy(u, c)
+				u.(*net.TCPConn).CloseWrite()
+			}()
+			go func() {
+				io.Copy(c, u)
+				c.Close()
+				u.Close()
+			}()
+		}
+	}()
+	c := dialClient(t, l.Addr())
+	c.echo("hello")
+	if err := l.Shutdown(bg); err != nil {
+		t.Errorf("%v\n%v", err, l.Report())
+	}
+	if err := c.ended(); err != nil {
+		t.Error(err)
+	}
+}

@@ -43,7 +43,9 @@ type conn struct {
 	// written before the first request and read for the report.
 	info atomic.Value
 
-	ahead byte // read last into a buffer of one byte. Owned by the reader.
+	// Owned by the reader.
+	ahead  byte   // read last into a buffer of one byte
+	beyond beyond // of HTTP/1 without TLS
 
 	// Owned by manager.run.
 	seen   connState // when it was looked at last
@@ -71,7 +73,7 @@ func (c *conn) Read(p []byte) (int, error) {
 			if len(p) == 1 {
 				c.ahead = p[0]
 			}
-			c.received(n, len(p))
+			c.received(p[:n], len(p))
 			return n, err
 		}
 		if err == nil || !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -92,11 +94,20 @@ func (c *conn) Read(p []byte) (int, error) {
 	}
 }
 
-// received notes that n bytes were read into a buffer of the given size.
-func (c *conn) received(n, size int) {
+// received notes that p was read into a buffer of the given size.
+func (c *conn) received(p []byte, size int) {
 	if c.turns != nil {
 		c.turns.received(c)
 		return
+	}
+	if size > 1 && !c.has(flagTLS|flagStreams) {
+		switch c.load().state() {
+		case connHijacked: // may be read by several
+		case connActive:
+			c.beyond.n += int64(len(p))
+		default:
+			c.beyond.head(p)
+		}
 	}
 	for {
 		w := c.load()
@@ -119,7 +130,7 @@ func (c *conn) received(n, size int) {
 			// time, to see whether the client goes away. Below TLS that
 			// is a record like any other, and all there is to go by is
 			// that the answer has begun.
-			if size == 1 && n == 1 || c.flags.Load()&(flagTLS|flagWrote) == flagTLS|flagWrote {
+			if size == 1 && len(p) == 1 || c.flags.Load()&(flagTLS|flagWrote) == flagTLS|flagWrote {
 				c.flags.Or(flagAhead)
 			}
 		}
@@ -159,6 +170,10 @@ func (c *conn) Write(p []byte) (int, error) {
 // readFrom is io.ReaderFrom for the wrappers whose connection has it.
 func (c *conn) readFrom(rf io.ReaderFrom, r io.Reader) (int64, error) {
 	if c.turns != nil {
+		if !isFile(r) {
+			// While it waits for r, as in a proxy, nothing is written.
+			return io.Copy(writerOnly{c}, r)
+		}
 		c.turns.beginWrite(c)
 		defer c.turns.endWrite(c)
 	} else {
@@ -282,6 +297,10 @@ func (c *conn) keepEnding() {
 func (c *conn) Close() error {
 	if c.m.sweeping.Load() && c.turns == nil && c.load().state() != connHijacked {
 		c.flags.Or(flagUnclosed)
+		return nil
+	}
+	if c.has(flagDisowned) && c.flags.And(^uint32(flagDisowned))&flagDisowned != 0 {
+		// Should the new owner have been quicker, net/http's comes next.
 		return nil
 	}
 	err := c.raw.Close()

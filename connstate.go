@@ -105,6 +105,10 @@ const (
 	// flagUnclosed: Close has left it open.
 	flagUnclosed
 
+	// flagDisowned: the next Close is net/http's, of a connection that it has
+	// no more.
+	flagDisowned
+
 	// flagReleased: the slot in the limit was given back.
 	flagReleased
 )

@@ -91,8 +91,8 @@ func (h *deadlineHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.setConn(w, r, now, deadline.Add(h.grace))
 	x := new(deadlineRequest)
 	x.ctx.parent, x.ctx.deadline = r.Context(), deadline
-	defer x.ctx.end()
 	x.req = *r.WithContext(&x.ctx)
+	defer x.end(r)
 	h.next.ServeHTTP(w, &x.req)
 }
 
@@ -102,6 +102,21 @@ func (h *deadlineHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 type deadlineRequest struct {
 	ctx lazyContext
 	req http.Request
+}
+
+// end ends the context, and hands what the handler's request has come to
+// have to r.
+func (x *deadlineRequest) end(r *http.Request) {
+	handBack(r, &x.req)
+	x.ctx.end()
+}
+
+// handBack copies what a mux or a parser has noted on a copy of the request r
+// to r: outer handlers look for it, and net/http removes the files of a form
+// that it finds on its own request.
+func handBack(r, copied *http.Request) {
+	r.Pattern = copied.Pattern
+	r.Form, r.PostForm, r.MultipartForm = copied.Form, copied.PostForm, copied.MultipartForm
 }
 
 // setConn sets the deadlines of the connection, but does not put off those

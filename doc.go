@@ -52,11 +52,12 @@
 //
 // Serve returns when the shutdown is over, with nil. The connection that a
 // handler hijacks is not a *net.TCPConn, but has all its methods, and a NetConn
-// method that returns it; hooks see the original. A *tls.Conn from a listener
-// of the caller's own is not wrapped: it is only known to be idle when
-// net/http says so, which is when the whole header has come. Requests that were
-// pipelined behind a response that says close are the client's to repeat
-// (RFC 9112, section 9.3.2).
+// method that returns it; hooks see the original. Of the inner http.Server,
+// SetKeepAlivesEnabled and Close have no effect, since it serves nothing: call
+// those of Server. A *tls.Conn from a listener of the caller's own is not
+// wrapped: it is only known to be idle when net/http says so, which is when the
+// whole header has come. Requests that were pipelined behind a response that
+// says close are the client's to repeat (RFC 9112, section 9.3.2).
 //
 // One loss is inherent in HTTP/1.1: a client that has paused for longer than
 // IdleGrace may speak at the very moment at which its connection is closed.

@@ -2,6 +2,7 @@ package graceful_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -114,6 +115,100 @@ func TestHijackLeft(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestHijackContext: the context of the request of a connection that is left to
+// its handler does not end with the shutdown. It used to, where the listener
+// was of TLS and the caller's own.
+func TestHijackContext(t *testing.T) {
+	for _, beside := range []bool{false, true} {
+		taken, over, ended := make(chan struct{}), make(chan struct{}), make(chan error)
+		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			nc, _, err := w.(http.Hijacker).Hijack()
+			if err != nil {
+				panic(err)
+			}
+			defer nc.Close()
+			close(taken)
+			<-over
+			ended <- r.Context().Err()
+		})
+		srv := &graceful.Server{Server: &http.Server{Handler: h}, IdleGrace: -1}
+		l := listenTCP(t)
+		var s *served
+		if beside {
+			s = serve(t, srv, tls.NewListener(l, serverTLS()))
+		} else {
+			s = serveTLS(t, srv, l, false)
+		}
+		c := dialTLS(t, waitAddr(s), "http/1.1")
+		c.ask("/")
+		<-taken
+		s.stop()
+		s.end()
+		close(over)
+		if err := <-ended; err != nil {
+			t.Errorf("beside %v: the context ended: %v", beside, err)
+		}
+	}
+}
+
+// TestHijackLate: a connection whose last response could not say close is
+// served on by another http.Server (see serveOn). When it is hijacked there it
+// is its new owner's alone: net/http used to close it when the shutdown was
+// over, and to tell the hooks so.
+func TestHijackLate(t *testing.T) {
+	for _, wait := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			defer outlast()
+			l, u := newVirtListener(), newUpgrader(false)
+			h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path == "/composed" {
+					io.WriteString(w, strings.Repeat("x", 3000)) // the header is, and not sent
+					time.Sleep(time.Second)
+					return
+				}
+				u.ServeHTTP(w, r)
+			})
+			var states []http.ConnState
+			srv := &http.Server{Handler: h, ConnState: func(_ net.Conn, s http.ConnState) { states = append(states, s) }}
+			s := serve(t, &graceful.Server{Server: srv, Timeout: time.Minute, WaitHijacked: wait, ListenLimit: 1}, l)
+			c := newClient(t, l.dial())
+			c.ask("/composed")
+			synctest.Wait()
+			s.stop()
+			if got := c.expect(strings.Repeat("x", 3000)); got.close {
+				t.Error("the response says close: nothing is tested here")
+			}
+			c.upgrade()
+			c.echo("one")
+			if !wait {
+				if got := s.end(); got != time.Second {
+					t.Errorf("over after %v\n%v", got, s.Report())
+				}
+				time.Sleep(time.Hour)
+			}
+			c.echo("two")
+			c.send("bye\n")
+			if err := <-u.ended; err != nil {
+				t.Errorf("ended with %v", err)
+			}
+			if err := c.ended(); err != nil {
+				t.Errorf("the client sees %v", err)
+			}
+			s.end()
+			want := ends{Left: 1}
+			if wait {
+				want = ends{Finished: 1}
+			}
+			if diff := cmp.Diff(want, endsOf(s.Report())); diff != "" {
+				t.Errorf("(-want +got):\n%s%v", diff, s.Report())
+			}
+			if diff := cmp.Diff([]http.ConnState{http.StateNew, http.StateActive, http.StateIdle, http.StateActive, http.StateHijacked}, states); diff != "" {
+				t.Errorf("ConnState (-want +got):\n%s", diff)
+			}
+		})
+	}
 }
 
 // TestHijackWaited: with WaitHijacked the drain waits until the last hijacked

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -29,6 +30,10 @@ type httpSide struct {
 	// beside has the tracked connection for each *tls.Conn of a caller's
 	// listener.
 	beside sync.Map // net.Conn to *conn
+
+	// lostSight is set when one of those was hijacked: nobody will tell when
+	// it is closed.
+	lostSight atomic.Bool
 
 	mu           sync.Mutex // guards what follows
 	drainBegun   bool

@@ -99,6 +99,9 @@ func (s *Server) connState(nc net.Conn, state http.ConnState) {
 	if c == nil {
 		return // of a TLSNextProto function that made a connection up
 	}
+	if was := c.load().state(); state == http.StateClosed && (was == connHijacked || was == connClosed) {
+		return // it was hijacked while it was served on: for hooks that is the end
+	}
 	s.moved(nc, c, state)
 	if state == http.StateIdle && !c.has(flagStreams) && c.m.settled.Load() {
 		// The manager has heard that the connection is idle by now. Had it
@@ -137,7 +140,7 @@ func (s *Server) moved(nc net.Conn, c *conn, state http.ConnState) {
 	case http.StateHijacked:
 		c.setState(connHijacked)
 		if c.has(flagBeside) {
-			// Nobody will tell when it is closed.
+			s.side.lostSight.Store(true)
 			s.side.beside.Delete(nc)
 			c.gone()
 		}

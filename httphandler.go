@@ -18,6 +18,7 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 		s.handle(w, r)
 	case r.ProtoMajor == 1:
 		h.req.Store(r)
+		h.c.beyond.serve(r.ContentLength)
 		if s.life.shutting.Load() {
 			// Before the handler runs, for its header may go out at any
 			// moment after that.

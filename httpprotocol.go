@@ -129,8 +129,8 @@ func (p *httpProtocol) finish(left int) string {
 	s := p.server()
 	s.side.mu.Lock()
 	defer s.side.mu.Unlock()
-	for _, cancel := range s.side.cancels {
-		if left == 0 {
+	if left == 0 && !s.side.lostSight.Load() {
+		for _, cancel := range s.side.cancels {
 			cancel(http.ErrServerClosed)
 		}
 	}

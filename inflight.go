@@ -190,8 +190,10 @@ func (h *inFlightHandler) serveLong(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx := r.Context()
 	if Draining(ctx) == nil {
+		outer := r
 		ctx = context.WithValue(ctx, drainingKey{}, draining)
 		r = r.WithContext(ctx)
+		defer func() { handBack(outer, r) }()
 	}
 	defer h.f.long.release(ctx, h.f.ReleaseWindow, h.f.ReleaseRate)
 	h.next.ServeHTTP(w, r)

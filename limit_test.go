@@ -22,6 +22,11 @@ import (
 // limit of two leaves room for.
 func TestLimitEnds(t *testing.T) {
 	u := newUpgrader(false)
+	late := (&graceful.RequestTimeout{Max: 500 * ms}).Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, "half")
+		w.(http.Flusher).Flush()
+		time.Sleep(time.Minute)
+	}))
 	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/panic":
@@ -30,6 +35,8 @@ func TestLimitEnds(t *testing.T) {
 			w.Header().Set("Connection", "close")
 		case "/ws":
 			u.ServeHTTP(w, r)
+		case "/late":
+			late.ServeHTTP(w, r)
 		}
 	})
 	for _, tc := range []struct {
@@ -47,6 +54,9 @@ func TestLimitEnds(t *testing.T) {
 		{"a bad request", func(c *client) { c.send("nonsense\r\n\r\n"); c.answer() }},
 		{"the handler panics", func(c *client) { c.ask("/panic"); c.answer() }},
 		{"hijacked, the handler closes", func(c *client) { c.upgrade(); c.send("bye\n") }},
+		// RequestTimeout resets such a connection, which used to go past what
+		// counts them.
+		{"an answer of HTTP/1.0 takes too long", func(c *client) { c.send("GET /late HTTP/1.0\r\n\r\n"); c.answer() }},
 		{"hijacked, the client closes", func(c *client) { c.upgrade(); c.Close() }},
 		{"TLS: the handshake fails", nil},
 	} {

@@ -16,9 +16,14 @@ import (
 // It is called from net/http's hook for StateIdle, on the connection's own
 // goroutine, and returns when the connection is closed. The byte that net/http
 // may have read ahead is read again. Of TLS it could not be: see lastAnswer.
+//
+// What else net/http has in its buffer is lost. Were that the beginning of a
+// request, its body would be taken for a request; so a client that sends
+// requests behind one another is not served on, nor is one that did not say
+// how long its body is. To these it is as if net/http had closed.
 func (s *Server) serveOn(nc net.Conn, c *conn) {
 	h, _ := c.info.Load().(*httpConn)
-	if h == nil || c.has(flagTLS) {
+	if h == nil || c.has(flagTLS) || !c.beyond.exact() {
 		return
 	}
 	if c.has(flagAhead) {
@@ -54,8 +59,9 @@ func (s *Server) serveOn(nc net.Conn, c *conn) {
 	second.Protocols.SetHTTP1(true)
 	second.Serve(l) // its error is that of l
 	if c.load().state() == connHijacked {
-		// net/http would close it if the hook returned.
-		<-s.life.stopped
+		// It is somebody else's now, but the first net/http closes what it
+		// has behind this hook.
+		c.flags.Or(flagDisowned)
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"log"
 	"maps"
-	"net"
 	"net/http"
 	"runtime"
 	"runtime/debug"
@@ -37,10 +36,7 @@ func (x *exchange) complete() {
 	case x.hasTrailers():
 		maps.Copy(x.w.Header(), x.header)
 	}
-	// What a mux or a parser has noted, outer handlers look for; and net/http
-	// removes the form's files.
-	x.r.Pattern = x.req.Pattern
-	x.r.Form, x.r.PostForm, x.r.MultipartForm = x.req.Form, x.req.PostForm, x.req.MultipartForm
+	handBack(x.r, &x.req)
 	switch {
 	case x.end.value != nil:
 		panic(x.end.value)
@@ -177,13 +173,12 @@ func (x *exchange) reset() {
 	if err != nil {
 		return
 	}
-	if t, ok := conn.(interface{ NetConn() net.Conn }); ok {
-		conn = t.NetConn() // a tls.Conn would say goodbye
-	}
-	if t, ok := conn.(interface{ SetLinger(sec int) error }); ok {
+	socket := socketOf(conn)
+	if t, ok := socket.(interface{ SetLinger(sec int) error }); ok {
 		t.SetLinger(0)
 	}
-	conn.Close()
+	socket.Close() // first, or a tls.Conn would say goodbye
+	conn.Close()   // whoever counts connections has to hear of it
 }
 
 // logPanic logs a panic that comes too late for net/http. It is called while

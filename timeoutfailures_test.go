@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/seed-121bbccf/graceful"
 )
 
 // The timeout filter of the Kubernetes apiserver waits here: net/http, before
@@ -377,10 +379,23 @@ func TestRequestTimeoutLateDeadline(t *testing.T) {
 	})
 }
 
-// There the files of a form outlive a request that timed out.
-func TestRequestTimeoutMultipart(t *testing.T) {
-	for _, path := range []string{"/late", "/intime"} {
-		t.Run(path, func(t *testing.T) {
+// The files of a form, which net/http removes, are not left where a handler
+// got a copy of net/http's request; nor are they removed while it runs. An
+// outer handler finds what a mux has noted.
+func TestMultipart(t *testing.T) {
+	long := func(*http.Request) bool { return true }
+	for _, tt := range []struct {
+		name string
+		wrap func(http.Handler) http.Handler // called in a bubble
+		late bool
+	}{
+		{"RequestTimeout, late", func(h http.Handler) http.Handler { return (&graceful.RequestTimeout{Max: limit}).Handler(h) }, true},
+		{"RequestTimeout", func(h http.Handler) http.Handler { return (&graceful.RequestTimeout{Max: limit}).Handler(h) }, false},
+		{"RequestDeadline", func(h http.Handler) http.Handler { return (&graceful.RequestDeadline{Max: limit}).Handler(h) }, false},
+		{"InFlight", func(h http.Handler) http.Handler { return (&graceful.InFlight{}).Handler(h) }, false},
+		{"InFlight, long-running", func(h http.Handler) http.Handler { return (&graceful.InFlight{LongRunning: long}).Handler(h) }, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
 			dir := t.TempDir()
 			t.Setenv("TMPDIR", dir)
 			t.Setenv("TMP", dir)
@@ -393,18 +408,26 @@ func TestRequestTimeoutMultipart(t *testing.T) {
 					return len(names)
 				}
 				over := make(chan struct{})
-				b.serve(within(func(w http.ResponseWriter, r *http.Request) {
+				mux := http.NewServeMux()
+				mux.HandleFunc("/upload", func(w http.ResponseWriter, r *http.Request) {
 					if err := r.ParseMultipartForm(1); err != nil {
 						b.Error(err)
 					}
 					if files() != 1 {
 						b.Errorf("%d files", files())
 					}
-					if path == "/late" {
+					if tt.late {
 						<-over
 						if files() != 1 {
 							b.Errorf("%d files while the handler runs", files())
 						}
+					}
+				})
+				h := tt.wrap(mux)
+				b.serve(handlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					h.ServeHTTP(w, r)
+					if !tt.late && (r.Pattern != "/upload" || r.MultipartForm == nil) {
+						b.Errorf("the pattern is %q, the form %v", r.Pattern, r.MultipartForm)
 					}
 				}))
 				var body bytes.Buffer
@@ -412,7 +435,7 @@ func TestRequestTimeoutMultipart(t *testing.T) {
 				part, _ := mw.CreateFormFile("file", "name")
 				part.Write(make([]byte, 1<<10))
 				mw.Close()
-				b.body(b.do(b.request("POST", path, &body, "Content-Type", mw.FormDataContentType())))
+				b.body(b.do(b.request("POST", "/upload", &body, "Content-Type", mw.FormDataContentType())))
 				close(over)
 				time.Sleep(time.Nanosecond)
 				synctest.Wait()

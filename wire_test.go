@@ -3,6 +3,7 @@ package graceful_test
 import (
 	"context"
 	"crypto/tls"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -10,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -191,6 +193,57 @@ func TestPipelined(t *testing.T) {
 				t.Errorf("begun %v, TLS %v: %v", begun, secure, r)
 			}
 		}
+	}
+}
+
+// TestPipelinedInTwo: the second of two requests that were sent behind one
+// another is cut in two by the end of the first, whose answer could not say
+// close. What net/http had read of it is lost, and with it which request the
+// rest belongs to: a body that looks like a request used to be served as one.
+func TestPipelinedInTwo(t *testing.T) {
+	const body = "GET /smuggled HTTP/1.1\r\nHost: h\r\n\r\n"
+	post := fmt.Sprintf("POST /second HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n", len(body))
+	for _, tc := range []struct {
+		name   string
+		before string // comes with the first request, or what the first request is
+		after  string // comes when the first is answered
+		want   []string
+	}{
+		{"nothing behind", "GET /first HTTP/1.1\r\nHost: h\r\n\r\n", post + body, []string{"/first", "/second"}},
+		{"nothing behind a body", "POST /first HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nnine\r\n\r\n\r", post + body, []string{"/first", "/second"}},
+		{"a header", "GET /first HTTP/1.1\r\nHost: h\r\n\r\n" + post, body, []string{"/first"}},
+		{"a header behind a body", "POST /first HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nfour" + post, body, []string{"/first"}},
+		{"a header behind chunks", "POST /first HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n" + post, body, []string{"/first"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newVirtListener()
+				var served []string
+				h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					served = append(served, r.URL.Path)
+					io.Copy(io.Discard, r.Body)
+					io.WriteString(w, strings.Repeat("x", 3000)) // the header is composed, and not sent
+					time.Sleep(time.Second)
+				})
+				s := serve(t, &graceful.Server{Server: &http.Server{Handler: h}}, l)
+				c := newClient(t, l.dial())
+				c.send(tc.before)
+				synctest.Wait()
+				s.stop()
+				if got := c.expect(strings.Repeat("x", 3000)); got.close {
+					t.Error("the response says close: nothing is tested here")
+				}
+				io.WriteString(c, tc.after)
+				if len(tc.want) > 1 {
+					c.expect(strings.Repeat("x", 3000))
+				}
+				c.ended()
+				s.end()
+				if diff := cmp.Diff(tc.want, served); diff != "" {
+					t.Errorf("(-want +got):\n%s", diff)
+				}
+			})
+		})
 	}
 }
 
