@@ -105,6 +105,10 @@ const (
 	// flagUnclosed: Close has left it open.
 	flagUnclosed
 
+	// flagVague: the request in progress does not say how long its body is.
+	// What was read behind it is not known.
+	flagVague
+
 	// flagDisowned: the next Close is net/http's, of a connection that it has
 	// no more.
 	flagDisowned

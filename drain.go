@@ -93,12 +93,12 @@ func (d *drain) look(c *conn) {
 // lastAnswer reports whether the answer in progress on c is sure to be its
 // last: the peer has been told so, or has not been sent anything that says
 // otherwise yet. It must have come to the handler, for net/http drops a request
-// that it has only just read when it is shut down. Of TLS nothing is sure:
-// should it turn out to be wrong, what was read ahead can't be given back as
-// without TLS.
+// that it has only just read when it is shut down. Of TLS nothing is sure, nor
+// of a request that does not say where it ends: should it turn out to be wrong,
+// such a connection can't be served on (see serveOn).
 func (d *drain) lastAnswer(c *conn) bool {
 	return c.has(flagFarewell|flagStreams) ||
-		!c.has(flagWrote|flagBeside|flagTLS) && d.m.rules.entered != nil && d.m.rules.entered(c)
+		!c.has(flagWrote|flagBeside|flagTLS|flagVague) && d.m.rules.entered != nil && d.m.rules.entered(c)
 }
 
 // handshaking reports whether c's TLS handshake may still be under way, and

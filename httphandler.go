@@ -17,8 +17,12 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		s.handle(w, r)
 	case r.ProtoMajor == 1:
-		h.req.Store(r)
 		h.c.beyond.serve(r.ContentLength)
+		vague := r.ContentLength < 0
+		if vague {
+			h.c.flags.Or(flagVague) // before it is seen to have come here
+		}
+		h.req.Store(r)
 		if s.life.shutting.Load() {
 			// Before the handler runs, for its header may go out at any
 			// moment after that.
@@ -27,6 +31,9 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		s.handle(w, r)
 		h.req.Store(nil) // after a panic the connection is closed anyway
+		if vague {
+			h.c.flags.And(^uint32(flagVague))
+		}
 	default:
 		if !h.c.has(flagStreams) {
 			h.c.flags.Or(flagStreams)

@@ -19,8 +19,9 @@ import (
 //
 // What else net/http has in its buffer is lost. Were that the beginning of a
 // request, its body would be taken for a request; so a client that sends
-// requests behind one another is not served on, nor is one that did not say
-// how long its body is. To these it is as if net/http had closed.
+// requests behind one another is not served on: to it it is as if net/http had
+// closed. Nor is one that did not say how long its body is; net/http is not shut
+// down while such a request is in progress (see flagVague).
 func (s *Server) serveOn(nc net.Conn, c *conn) {
 	h, _ := c.info.Load().(*httpConn)
 	if h == nil || c.has(flagTLS) || !c.beyond.exact() {

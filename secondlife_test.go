@@ -94,5 +94,55 @@ func testSecondLife(t *testing.T, ahead bool) {
 	}
 }
 
+// A request that does not say how long its body is can't be served on. net/http
+// must not be shut down while it is in its handler: the response would not say
+// close, net/http would close behind it, and the next request would be lost.
+func TestNoSecondLifeForChunked(t *testing.T) {
+	entered, leave := make(chan struct{}, 1), make(chan struct{})
+	srv := &Server{
+		Server: &http.Server{Addr: "127.0.0.1:0", Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/slow" {
+				w.WriteHeader(http.StatusOK)
+				io.WriteString(w, strings.Repeat("x", 3000)) // composed, not sent
+				entered <- struct{}{}
+				<-leave
+			}
+		})},
+		IdleGrace: 100 * time.Millisecond, Timeout: 20 * time.Second, NoSignalHandling: true,
+	}
+	stopped, err := srv.Start(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc, err := net.Dial("tcp", srv.Addrs()[0].String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	br := bufio.NewReader(nc)
+	io.WriteString(nc, "POST /slow HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nz\r\n0\r\n\r\n")
+	<-entered
+	srv.Stop(20 * time.Second)
+	for end := time.Now().Add(50 * time.Millisecond); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if srv.life.m.settled.Load() {
+			t.Fatal("net/http is shut down while a chunked request is in its handler")
+		}
+	}
+	close(leave)
+	for i, wantClose := range []bool{false, true} {
+		if i == 1 {
+			io.WriteString(nc, "GET /next HTTP/1.1\r\nHost: x\r\n\r\n")
+		}
+		resp, err := http.ReadResponse(br, nil)
+		if err != nil {
+			t.Fatalf("response %d: %v", i, err)
+		}
+		if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.Close != wantClose {
+			t.Errorf("response %d: close %v, %v", i, resp.Close, err)
+		}
+	}
+	<-stopped
+}
+
 // trackedOf returns the only connection of srv.
 func trackedOf(srv *Server) *conn { return srv.life.m.conns()[0] }
