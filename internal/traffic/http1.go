@@ -77,10 +77,13 @@ func (c *h1Client) exchange(id string, deadline time.Time) (*http.Response, erro
 	if err != nil {
 		return nil, &failure{truncatedUnlessTimeout(err), err}
 	}
+	if k.chunks {
+		body = bodyFor(id, k.upload)
+	}
 	return resp, c.load.check(id, body, resp.StatusCode, resp.Header, got)
 }
 
-// message returns the request's header and body.
+// message returns the request's header and its body as it is sent.
 func (c *h1Client) message(id string) (head, body string) {
 	k := c.load.Kind
 	if c.load.Method != "GET" {
@@ -88,7 +91,11 @@ func (c *h1Client) message(id string) (head, body string) {
 	}
 	var h strings.Builder
 	fmt.Fprintf(&h, "%s %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: graceful-traffic\r\n%s: %s\r\n", c.load.Method, c.load.target(), c.load.Addr, IDHeader, id)
-	if body != "" {
+	switch {
+	case k.chunks:
+		h.WriteString("Transfer-Encoding: chunked\r\n")
+		body = chunk(body[:len(body)/2]) + chunk(body[len(body)/2:]) + chunk("")
+	case body != "":
 		fmt.Fprintf(&h, "Content-Length: %d\r\n", len(body))
 	}
 	if k.expect {
@@ -100,6 +107,8 @@ func (c *h1Client) message(id string) (head, body string) {
 	h.WriteString("\r\n")
 	return h.String(), body
 }
+
+func chunk(s string) string { return fmt.Sprintf("%x\r\n%s\r\n", len(s), s) }
 
 func (c *h1Client) sendHead(head string) error {
 	first, second := head, ""

@@ -13,6 +13,7 @@ type Kind struct {
 	split  time.Duration // pause in the middle of the header
 	think  time.Duration // pause after each response; forever: until the end
 	upload time.Duration // how long the body takes to send
+	chunks bool          // the header does not say how long the body is (HTTP/1)
 	stream time.Duration // how long the response is asked to take
 	expect bool          // sends Expect: 100-continue and waits for it
 	once   bool          // the body cannot be replayed (HTTP/2)
@@ -44,9 +45,10 @@ var (
 	Think10  = Kind{Name: "think-10ms", About: "kept-alive, 10 ms between requests", think: 10 * time.Millisecond}
 	Think100 = Kind{Name: "think-100ms", About: "kept-alive, 100 ms between requests", think: 100 * time.Millisecond}
 
-	Upload = Kind{Name: "upload", About: "a body that takes 100 ms to send", upload: 100 * time.Millisecond}
-	Stream = Kind{Name: "stream", About: "a response that takes 100 ms to come", stream: 100 * time.Millisecond}
-	Expect = Kind{Name: "expect", About: "Expect: 100-continue before the body", expect: true}
+	Upload  = Kind{Name: "upload", About: "a body that takes 100 ms to send", upload: 100 * time.Millisecond}
+	Stream  = Kind{Name: "stream", About: "a response that takes 100 ms to come", stream: 100 * time.Millisecond}
+	Chunked = Kind{Name: "chunked", About: "a body of a length that is not said, in two chunks", chunks: true}
+	Expect  = Kind{Name: "expect", About: "Expect: 100-continue before the body", expect: true}
 
 	// HTTP2 is HTTP/2 over TLS, or in the clear (h2c) without Load.TLS.
 	HTTP2       = Kind{Name: "http2", About: "HTTP/2, bodies that can be replayed", proto: http2}
@@ -67,7 +69,7 @@ var (
 func Kinds() []Kind {
 	return []Kind{
 		KeepAlive, NewConn, HalfNew5, HalfNew50, HalfKept5, HalfKept50, Think10, Think100,
-		Upload, Stream, Expect, HTTP2, HTTP2Once, HTTP2Upload, HTTP2Stream, WebSocket, Idle,
+		Upload, Stream, Chunked, Expect, HTTP2, HTTP2Once, HTTP2Upload, HTTP2Stream, WebSocket, Idle,
 	}
 }
 

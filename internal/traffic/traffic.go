@@ -148,7 +148,7 @@ func (l *Load) complete() error {
 	if l.Timeout == 0 {
 		l.Timeout = 10 * time.Second
 	}
-	if l.Method == "" || l.Kind.upload > 0 || l.Kind.expect {
+	if l.Method == "" || l.Kind.upload > 0 || l.Kind.expect || l.Kind.chunks {
 		l.Method = "POST"
 	}
 	if l.Path == "" {
