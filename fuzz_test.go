@@ -88,7 +88,7 @@ func fuzzStop(t *testing.T, data, cuts []byte, stop int) {
 		}
 		io.WriteString(w, a.body[half:])
 	}
-	l := newMemListener()
+	l := newPipeListener()
 	srv := &graceful.Server{
 		Server: &http.Server{
 			Handler:                      http.HandlerFunc(handler),
@@ -102,7 +102,10 @@ func fuzzStop(t *testing.T, data, cuts []byte, stop int) {
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(l) }()
 
-	nc := l.dial()
+	nc, err := l.dial()
+	if err != nil {
+		t.Fatal(err)
+	}
 	var got bytes.Buffer
 	read := make(chan struct{})
 	go func() {
@@ -116,7 +119,7 @@ func fuzzStop(t *testing.T, data, cuts []byte, stop int) {
 		stopped = time.Now()
 		go func() { shut <- srv.Shutdown(context.Background()) }()
 	})
-	err := <-shut
+	err = <-shut
 	took := time.Since(stopped)
 	if err := <-served; err != nil {
 		t.Error("Serve:", err)

@@ -1,0 +1,178 @@
+package bench
+
+import (
+	"bufio"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net/http"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/seed-121bbccf/graceful/internal/traffic"
+)
+
+// BenchmarkIdleConn opens 10,000 connections in memory, makes one request on
+// each and reports what each of them weighs then: heap and stacks, with the
+// client's end, which is the same for every server.
+func BenchmarkIdleConn(b *testing.B) {
+	const n = 10_000
+	each(b, servers, func(b *testing.B, c contender) {
+		var weight int64
+		for b.Loop() {
+			srv := c.serve(b, newMemListener(), hello, nil)
+			few := idleConns(b, srv, 100) // what is there once
+			before := memoryInUse()
+			clients := idleConns(b, srv, n)
+			weight += memoryInUse() - before
+			runtime.KeepAlive(few)
+			srv.stop()
+			runtime.KeepAlive(clients)
+		}
+		b.ReportMetric(float64(weight)/float64(b.N)/n, "B/conn")
+		b.ReportMetric(0, "ns/op") // not the matter here
+	})
+}
+
+// BenchmarkDrainIdle shuts a server down that has nothing but idle connections
+// in memory, and measures until the stop and Serve have returned. In a linear
+// drain the time per connection does not depend on their number. net/http's,
+// and with it ory's, returns when it has closed the connections; the others
+// wait until their goroutines are done with them.
+func BenchmarkDrainIdle(b *testing.B) {
+	for _, n := range []int{1_000, 10_000, 50_000} {
+		b.Run(fmt.Sprintf("conns=%d", n), func(b *testing.B) {
+			each(b, stoppers, func(b *testing.B, c contender) {
+				var t stopwatch
+				for b.Loop() {
+					srv := c.serve(b, newMemListener(), hello, nil)
+					clients := idleConns(b, srv, n)
+					runtime.GC()
+					t.start()
+					srv.stop()
+					t.stop()
+					runtime.KeepAlive(clients)
+				}
+				t.report(b)
+				b.ReportMetric(float64(t.sum)/float64(b.N)/float64(n), "ns/conn")
+			})
+		})
+	}
+}
+
+// BenchmarkStopAfterLast measures from the end of the last answer until both
+// the stop and Serve have returned. How long the stop had waited for the answer
+// matters: net/http looks whether it is done in intervals that double up to
+// half a second.
+func BenchmarkStopAfterLast(b *testing.B) {
+	for _, after := range []time.Duration{50 * time.Millisecond, 300 * time.Millisecond, time.Second} {
+		b.Run(fmt.Sprintf("after=%v", after), func(b *testing.B) {
+			each(b, stoppers, func(b *testing.B, c contender) {
+				var t stopwatch
+				for b.Loop() {
+					stopAfterLast(b, c, after, &t)
+				}
+				t.report(b)
+			})
+		})
+	}
+}
+
+func stopAfterLast(b *testing.B, c contender, after time.Duration, t *stopwatch) {
+	began, release := make(chan struct{}), make(chan struct{})
+	srv := c.serve(b, networks[0].listen(b), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		close(began)
+		<-release
+		hello(w, r)
+	}), nil)
+	nc := srv.dial(b)
+	defer nc.Close()
+	answered := make(chan struct{})
+	go func() {
+		defer close(answered)
+		nc.Write(request)
+		resp, err := http.ReadResponse(bufio.NewReader(nc), nil)
+		if err != nil {
+			b.Error(err)
+			return
+		}
+		io.Copy(io.Discard, resp.Body)
+	}()
+	<-began
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		srv.stop()
+	}()
+	time.Sleep(after)
+	close(release)
+	<-answered
+	t.start()
+	<-stopped
+	t.stop()
+}
+
+// BenchmarkKillDeafTLS kills a server whose TLS clients have stopped to read.
+// net/http and tylerb wait up to 5 s for each, so they get no more than 2. ory
+// has no way to kill.
+func BenchmarkKillDeafTLS(b *testing.B) {
+	for _, bc := range []struct {
+		conns      int
+		contenders []contender
+	}{
+		{2, servers},
+		{200, []contender{ours}},
+	} {
+		b.Run(fmt.Sprintf("conns=%d", bc.conns), func(b *testing.B) {
+			each(b, bc.contenders, func(b *testing.B, c contender) {
+				var t stopwatch
+				for b.Loop() {
+					killDeafTLS(b, c, bc.conns, &t)
+				}
+				t.report(b)
+			})
+		})
+	}
+}
+
+func killDeafTLS(b *testing.B, c contender, n int, t *stopwatch) {
+	srv := c.serve(b, newMemListener(), hello, traffic.ServerTLS())
+	clients := make([]*client, n)
+	for i := range clients {
+		clients[i] = newClient(tls.Client(srv.dial(b), clientTLS()))
+		clients[i].get(b)
+	}
+	t.start()
+	srv.kill()
+	t.stop()
+	for _, c := range clients {
+		c.nc.(*tls.Conn).NetConn().Close()
+	}
+}
+
+// A stopwatch measures a part of what a benchmark does. b.StopTimer would let
+// it repeat the rest without end.
+type stopwatch struct {
+	sum   time.Duration
+	since time.Time
+}
+
+func (t *stopwatch) start() { t.since = time.Now() }
+
+func (t *stopwatch) stop() { t.sum += time.Since(t.since) }
+
+func (t *stopwatch) report(b *testing.B) {
+	b.ReportMetric(float64(t.sum.Nanoseconds())/float64(b.N), "ns/op")
+}
+
+// memoryInUse returns the bytes in use by the heap and by stacks, when nothing
+// is left to collect.
+func memoryInUse() int64 {
+	for range 3 { // once more for each generation of a sync.Pool
+		runtime.GC()
+	}
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc + m.StackInuse)
+}
