@@ -14,20 +14,17 @@ func (p *httpProtocol) logf(format string, args ...any) { p.server().logf(format
 
 func (p *httpProtocol) config() lifeConfig {
 	s := p.server()
-	cfg := lifeConfig{
+	return lifeConfig{
 		delay:   s.ShutdownDelay,
 		timeout: s.Timeout,
 		rules: drainRules{
 			grace:        s.idleGrace(),
+			half:         halfSpoken,
 			waitHijacked: s.WaitHijacked,
 			entered:      inHandler,
 			settled:      s.shutHTTP,
 		},
 	}
-	if s.Timeout == 0 {
-		cfg.rules.half = halfSpoken
-	}
-	return cfg
 }
 
 func (p *httpProtocol) beforeShutdown() bool {

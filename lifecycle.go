@@ -85,9 +85,9 @@ type lifecycle struct {
 	cfg       lifeConfig // what p.config said; zero before the first listener
 	m         *manager   // nil before the first listener
 	listeners []*listener
-	bound     []net.Addr // of all listeners there have been
-	served    bool       // there has been a listener
-	asking    bool       // beforeShutdown is running
+	bound     []net.Addr    // of all listeners there have been
+	served    bool          // there has been a listener
+	asking    chan struct{} // closed when beforeShutdown has returned; nil unless it runs
 	timeout   time.Duration
 	killed    string // why
 	letGo     func() // stops catching signals; nil if none are caught

@@ -9,31 +9,48 @@ import (
 // ask begins the shutdown unless the protocol has something against it. It
 // reports whether one is under way. A timeout that is not nil takes the place
 // of the configured one.
+//
+// The protocol is asked once at a time: who asks meanwhile waits for the same
+// answer. A signal that took it for granted would make the next one kill a
+// server that goes on serving.
 func (lc *lifecycle) ask(reason string, timeout *time.Duration) bool {
 	lc.mu.Lock()
-	if lc.Phase() != PhaseServing || lc.asking {
-		lc.setTimeoutLocked(timeout)
+	if asking := lc.asking; asking != nil && lc.Phase() == PhaseServing {
 		lc.mu.Unlock()
+		select {
+		case <-asking:
+		case <-lc.draining: // by who doesn't ask
+		}
+		lc.mu.Lock()
+		defer lc.mu.Unlock()
+		if lc.Phase() == PhaseServing {
+			return false
+		}
+		lc.setTimeoutLocked(timeout)
 		return true
 	}
-	lc.asking = true
+	if lc.Phase() != PhaseServing {
+		defer lc.mu.Unlock()
+		lc.setTimeoutLocked(timeout)
+		return true
+	}
+	asking := make(chan struct{})
+	lc.asking = asking
 	lc.mu.Unlock()
 	// A panic in the callback is the program's end or somebody's recover; the
 	// latter finds a server that can be asked again.
-	var agreed bool
 	defer func() {
 		lc.mu.Lock()
-		lc.asking = false
+		lc.asking = nil
 		lc.mu.Unlock()
-		if agreed {
-			lc.order(reason, timeout)
-		}
+		close(asking)
 	}()
-	agreed = lc.p.beforeShutdown()
-	if !agreed {
+	if lc.p.beforeShutdown() {
+		lc.order(reason, timeout)
+	} else {
 		lc.p.logf("shutdown refused by BeforeShutdown: %s", reason)
 	}
-	return agreed
+	return lc.Phase() != PhaseServing
 }
 
 // order begins the shutdown, if none has begun.
@@ -86,10 +103,17 @@ func (lc *lifecycle) beginLocked(reason string) {
 	go lc.shutDown(reason)
 }
 
-// setTimeoutLocked replaces the timeout: the configured one before draining,
-// and what is left of it, if t is less, after.
+// setTimeoutLocked replaces the timeout: the configured one before the
+// shutdown. One that is under way can be told to hurry, not to take longer.
+//
+// The shortest is kept, for the drain may come to know of several at once. It
+// does no harm later, when it is asked for by another: counted from then it
+// would end after it already has.
 func (lc *lifecycle) setTimeoutLocked(t *time.Duration) {
 	if t == nil {
+		return
+	}
+	if lc.Phase() != PhaseServing && (*t == 0 || lc.timeout != 0 && *t >= lc.timeout) {
 		return
 	}
 	lc.timeout = *t
@@ -116,6 +140,9 @@ func (lc *lifecycle) wait(ctx context.Context) error {
 	select {
 	case <-lc.stopped:
 	case <-ctx.Done():
+		if isStopping(lc.stopped) { // select picks at random
+			break
+		}
 		lc.kill(fmt.Sprintf("the context of Shutdown: %v", context.Cause(ctx)))
 		<-lc.stopped
 		return ctx.Err()

@@ -114,6 +114,9 @@ func (lc *lifecycle) drain(m *manager, listeners []*listener) {
 // endAccepting makes the manager drain and the listeners stop. What was there
 // before is counted before the drain changes it.
 func (lc *lifecycle) endAccepting(m *manager, listeners []*listener) {
+	lc.mu.Lock()
+	m.timed.Store(lc.timeout > 0)
+	lc.mu.Unlock()
 	m.signal(m.begin)
 	for _, l := range listeners {
 		l.stop()
