@@ -55,6 +55,7 @@ func (p *httpProtocol) finishRequests(ctx context.Context) <-chan struct{} {
 // nothing.
 func (p *httpProtocol) beginDrain() {
 	s := p.server()
+	_ = s.prepare() // if nothing was served; what is wrong, Serve will say
 	s.side.mu.Lock()
 	s.side.drainBegun = true
 	hooks := s.side.onShutdown
@@ -66,9 +67,7 @@ func (p *httpProtocol) beginDrain() {
 	for _, f := range hooks {
 		go f()
 	}
-	if s.Server != nil {
-		shutNow(s.Server)
-	}
+	shutNow(s.Server)
 	s.side.http2.finish()
 }
 
@@ -137,5 +136,5 @@ func (p *httpProtocol) finish(left int) string {
 	case s.side.http2Plain != "":
 		return "as by net/http: " + s.side.http2Plain
 	}
-	return "" // nothing was ever served
+	return ""
 }

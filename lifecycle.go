@@ -119,11 +119,8 @@ func (lc *lifecycle) Phase() Phase { return Phase(lc.phase.Load()) }
 func (lc *lifecycle) open() (*manager, error) {
 	lc.mu.Lock()
 	defer lc.mu.Unlock()
-	if lc.Phase() != PhaseServing {
-		if lc.served {
-			return nil, errServed
-		}
-		return nil, errNotServed
+	if err := lc.refusalLocked(); err != nil {
+		return nil, err
 	}
 	if lc.m == nil {
 		lc.cfg = lc.p.config()
@@ -138,17 +135,35 @@ func (lc *lifecycle) open() (*manager, error) {
 
 var errNotServed = errors.New("graceful: stopped before it served")
 
-// admit takes a listener in; it reports false if a shutdown has begun.
-func (lc *lifecycle) admit(l *listener) bool {
+// refusal reports why there is nothing to accept any more, as open does.
+func (lc *lifecycle) refusal() error {
 	lc.mu.Lock()
 	defer lc.mu.Unlock()
-	if lc.Phase() != PhaseServing {
-		return false
+	return lc.refusalLocked()
+}
+
+func (lc *lifecycle) refusalLocked() error {
+	switch {
+	case lc.Phase() == PhaseServing:
+		return nil
+	case lc.served:
+		return errServed
+	}
+	return errNotServed
+}
+
+// admit takes a listener in. It refuses as open does, for a shutdown may have
+// begun since.
+func (lc *lifecycle) admit(l *listener) error {
+	lc.mu.Lock()
+	defer lc.mu.Unlock()
+	if err := lc.refusalLocked(); err != nil {
+		return err
 	}
 	lc.served = true
 	lc.listeners = append(lc.listeners, l)
 	lc.bound = append(lc.bound, l.Addr())
-	return true
+	return nil
 }
 
 // release takes note that l accepts no more.
@@ -267,10 +282,4 @@ func (lc *lifecycle) allAddrs() []net.Addr {
 	lc.mu.Lock()
 	defer lc.mu.Unlock()
 	return slices.Clone(lc.bound)
-}
-
-func (lc *lifecycle) hasServed() bool {
-	lc.mu.Lock()
-	defer lc.mu.Unlock()
-	return lc.served
 }

@@ -40,6 +40,8 @@ type listener struct {
 
 	stopOnce, closeOnce sync.Once
 	closeErr            error
+
+	last *conn // that Accept returned. Owned by its caller.
 }
 
 func newListener(m *manager, l net.Listener, limit *limiter) *listener {
@@ -71,6 +73,7 @@ func (l *listener) Accept() (net.Conn, error) {
 				c.cut()
 				return nil, l.ended()
 			}
+			l.last = c
 			return wrapped, nil
 		}
 		if isStopping(l.stopping) && isTimeout(err) && l.more() {
@@ -86,10 +89,22 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 }
 
+// dropLast closes the connection that Accept returned last, which nobody took.
+func (l *listener) dropLast() {
+	if c := l.last; c != nil {
+		c.cut()
+		c.gone()
+	}
+}
+
 // ended closes the listener and returns what Accept says then.
 func (l *listener) ended() error {
 	l.Close()
-	return &net.OpError{Op: "accept", Net: l.Addr().Network(), Addr: l.Addr(), Err: net.ErrClosed}
+	err := &net.OpError{Op: "accept", Addr: l.Addr(), Err: net.ErrClosed}
+	if err.Addr != nil { // a listener of the caller's own may have none
+		err.Net = err.Addr.Network()
+	}
+	return err
 }
 
 // slot waits for a place in the limit. While the queue is being emptied it
@@ -214,9 +229,21 @@ func (l *listener) stop() {
 		l.stopAt = time.Since(l.m.began)
 		close(l.stopping)
 		if !l.setDeadline(0) {
-			l.Close()
+			l.closeSoon()
 		}
 	})
+}
+
+// closeSoon closes the listener, and waits for that if it is one of package
+// net: the port is free then. A Close that somebody else wrote may wait for
+// its Accept, and that for anything.
+func (l *listener) closeSoon() {
+	switch bareListener(l.l).(type) {
+	case *net.TCPListener, *net.UnixListener:
+		l.Close()
+	default:
+		go l.Close()
+	}
 }
 
 // Close closes the listener. Further calls return what the first returned.

@@ -51,10 +51,11 @@ func (s *Server) Start(ctx context.Context) (stopped <-chan struct{}, err error)
 	if err != nil {
 		return nil, err
 	}
-	context.AfterFunc(ctx, func() {
+	forget := context.AfterFunc(ctx, func() {
 		s.life.order(fmt.Sprintf("the context of Start: %v", context.Cause(ctx)), nil)
 	})
 	go func() {
+		defer forget() // ctx may outlive the server
 		if err := s.run(tl, config); err != nil {
 			s.logf("%v", err)
 		}
@@ -104,8 +105,8 @@ func (s *Server) listen(defaultAddr string) (net.Listener, error) {
 	if err := s.prepare(); err != nil {
 		return nil, err
 	}
-	if s.life.Phase() == PhaseStopped && s.life.hasServed() {
-		return nil, errServed
+	if err := s.life.refusal(); err == errServed {
+		return nil, err // also from a server that has not closed its socket yet
 	}
 	addr := s.Server.Addr
 	if addr == "" {
@@ -135,11 +136,7 @@ func (s *Server) open(l net.Listener, config *tls.Config) (*listener, error) {
 	m, err := s.life.open()
 	if err != nil {
 		l.Close()
-		if err == errNotServed {
-			<-s.life.stopped
-			err = nil
-		}
-		return nil, err
+		return nil, s.refused(err)
 	}
 	below, limit := l, s.side.limit
 	outer, _ := l.(*limitListener)
@@ -166,9 +163,9 @@ func (s *Server) open(l net.Listener, config *tls.Config) (*listener, error) {
 	tl.owned = isOwn(below) || s.OwnsListener
 	tl.reuse = s.ReusePort
 	tl.grace = s.idleGrace()
-	if !s.life.admit(tl) {
+	if err := s.life.admit(tl); err != nil {
 		l.Close()
-		return nil, errServed
+		return nil, s.refused(err)
 	}
 	if !s.NoSignalHandling {
 		s.life.catch()
@@ -176,13 +173,31 @@ func (s *Server) open(l net.Listener, config *tls.Config) (*listener, error) {
 	return tl, nil
 }
 
+// refused returns what Serve returns when the lifecycle has refused with err.
+func (s *Server) refused(err error) error {
+	if err == errNotServed {
+		<-s.life.stopped
+		return nil
+	}
+	return err
+}
+
 // run serves the connections of tl until the end of everything.
-func (s *Server) run(tl *listener, config *tls.Config) error {
+func (s *Server) run(tl *listener, config *tls.Config) (err error) {
+	served := false
 	var l net.Listener = tl
 	if config != nil {
 		l = &tlsOver{tls.NewListener(tl, config), tl}
 	}
-	err := s.side.hs.Serve(l)
+	// A hook that panics for a new connection does so here. Somebody may
+	// recover, and the other connections go on.
+	defer func() {
+		if s.life.release(tl); !served {
+			tl.dropLast()
+		}
+	}()
+	err = s.side.hs.Serve(l)
+	served = true
 	expected := s.life.shutting.Load() || errors.Is(err, http.ErrServerClosed)
 	s.life.release(tl)
 	if expected {
