@@ -193,6 +193,11 @@ func (d *drain) due() {
 				go e.c.cut()
 			} else if e.c.end(e.w) {
 				e.c.seen = connEnding // unsettled still: it may go on
+			} else if e.c.load() == e.w {
+				// Bytes wait to be read. Where they are not seen, reading
+				// them says nothing: look again.
+				e.due = now + max(d.m.rules.grace, time.Millisecond)
+				list.push(e)
 			}
 		}
 	}
