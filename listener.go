@@ -60,7 +60,8 @@ func (l *listener) Addr() net.Addr { return l.l.Addr() }
 // returns an error that wraps net.ErrClosed; timeouts of its own making stay
 // inside, for net/http would try again.
 func (l *listener) Accept() (net.Conn, error) {
-	if l.limit != nil && !l.slot() {
+	held := l.limit == nil || l.slot() // a slot, if one is needed
+	if !held && !l.blind() {
 		return nil, l.ended()
 	}
 	for {
@@ -68,6 +69,10 @@ func (l *listener) Accept() (net.Conn, error) {
 		nc, err := l.l.Accept()
 		if err == nil {
 			l.accepted(began)
+			if !held && !l.limit.acquire(nil, l.closed, nil) {
+				nc.Close()
+				return nil, l.ended()
+			}
 			wrapped, c := l.wrap(nc, l.limit.releaser())
 			if !l.m.added(c) {
 				c.cut()
@@ -79,7 +84,7 @@ func (l *listener) Accept() (net.Conn, error) {
 		if isStopping(l.stopping) && isTimeout(err) && l.more() {
 			continue
 		}
-		if l.limit != nil {
+		if l.limit != nil && held {
 			l.limit.release()
 		}
 		if isStopping(l.stopping) || isStopping(l.closed) {
@@ -130,6 +135,17 @@ func (l *listener) slot() bool {
 		}
 	}
 	return false
+}
+
+// blind reports whether, without a slot, the only way to know whether somebody
+// waits in the queue is to accept. Who is found then waits here, instead of in
+// the queue, for a slot.
+func (l *listener) blind() bool {
+	if isStopping(l.closed) {
+		return false
+	}
+	_, known := l.queued(l.l)
+	return !known
 }
 
 // coming returns how long to wait for connections that are about to come into
