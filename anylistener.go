@@ -265,7 +265,7 @@ func (l *Listener) prepare() error {
 			}
 			return wrapped, c
 		}
-		if !l.life.admit(tl) {
+		if l.life.admit(tl) != nil {
 			l.l.Close()
 			return
 		}

@@ -11,6 +11,8 @@ type drain struct {
 	quiet waitList // new and idle ones, by when their quiet window ends
 	half  waitList // receiving ones, by when they are given up
 
+	halfWait time.Duration // the wait for receiving ones; 0 is without end
+
 	hurry bool // patience is over
 
 	// unsettled counts those that keep rules.settled from being called.
@@ -18,12 +20,16 @@ type drain struct {
 }
 
 func newDrain(m *manager, count *census) *drain {
-	return &drain{
+	d := &drain{
 		m:         m,
 		count:     count,
 		begin:     time.Since(m.began),
 		unsettled: make(map[*conn]struct{}),
 	}
+	if !m.timed.Load() {
+		d.halfWait = m.rules.half
+	}
+	return d
 }
 
 // lookAll sorts all connections in. From here on they are looked at one by
@@ -69,7 +75,7 @@ func (d *drain) look(c *conn) {
 		d.quiet.push(waiting{c, w, due})
 		settled = c.has(flagStreams)
 	case connReceiving:
-		wait := d.m.rules.half
+		wait := d.halfWait
 		if c.has(flagTLS) && !c.has(flagSpoken) && !d.handshaking(c) || c.has(flagGuess) {
 			// It may be the end of the handshake that came, or the
 			// beginning of a request.
@@ -187,6 +193,11 @@ func (d *drain) due() {
 				go e.c.cut()
 			} else if e.c.end(e.w) {
 				e.c.seen = connEnding // unsettled still: it may go on
+			} else if e.c.load() == e.w {
+				// Bytes wait to be read. Where they are not seen, reading
+				// them says nothing: look again.
+				e.due = now + max(d.m.rules.grace, time.Millisecond)
+				list.push(e)
 			}
 		}
 	}

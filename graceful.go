@@ -36,7 +36,8 @@ type Server struct {
 	// Server is the configuration of HTTP; nil means a zero one. It is read
 	// when serving begins and not changed. Its hooks run as under net/http,
 	// and see the connections that the listener produced. Its own Shutdown
-	// and Close do what the methods of this type do.
+	// begins the shutdown as that of this type does, and doesn't wait for it.
+	// Its own Close is not heard of: call that of this type.
 	*http.Server
 
 	// Timeout is how long the shutdown waits for requests in progress once
@@ -45,7 +46,10 @@ type Server struct {
 	Timeout time.Duration
 
 	// ListenLimit is how many connections may be open at once, over all
-	// listeners of the Server. 0 means no limit.
+	// listeners of the Server. 0 means no limit. A *tls.Conn of the caller's
+	// own listener gives its place back when it is hijacked. Once draining has
+	// begun, one more may be held unserved until there is a place: where the
+	// accept queue can't be looked into (other systems than Linux).
 	ListenLimit int
 
 	// TCPKeepAlive is the period between TCP keep-alive probes on

@@ -155,6 +155,9 @@ func (s *Server) compose() http.Handler {
 // defaultIdleGrace is the quiet window where none is configured.
 const defaultIdleGrace = 500 * time.Millisecond
 
+// maxGrace is as good as for ever, and can be added to a time.
+const maxGrace = 1 << 61
+
 func (s *Server) idleGrace() time.Duration { return graceOf(s.IdleGrace) }
 
 // graceOf returns what a field IdleGrace means.
@@ -165,7 +168,7 @@ func graceOf(field time.Duration) time.Duration {
 	case field < 0:
 		return 0
 	}
-	return field
+	return min(field, maxGrace)
 }
 
 func (s *Server) logf(format string, args ...any) {

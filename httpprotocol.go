@@ -14,20 +14,17 @@ func (p *httpProtocol) logf(format string, args ...any) { p.server().logf(format
 
 func (p *httpProtocol) config() lifeConfig {
 	s := p.server()
-	cfg := lifeConfig{
+	return lifeConfig{
 		delay:   s.ShutdownDelay,
 		timeout: s.Timeout,
 		rules: drainRules{
 			grace:        s.idleGrace(),
+			half:         halfSpoken,
 			waitHijacked: s.WaitHijacked,
 			entered:      inHandler,
 			settled:      s.shutHTTP,
 		},
 	}
-	if s.Timeout == 0 {
-		cfg.rules.half = halfSpoken
-	}
-	return cfg
 }
 
 func (p *httpProtocol) beforeShutdown() bool {
@@ -58,6 +55,7 @@ func (p *httpProtocol) finishRequests(ctx context.Context) <-chan struct{} {
 // nothing.
 func (p *httpProtocol) beginDrain() {
 	s := p.server()
+	_ = s.prepare() // if nothing was served; what is wrong, Serve will say
 	s.side.mu.Lock()
 	s.side.drainBegun = true
 	hooks := s.side.onShutdown
@@ -69,9 +67,7 @@ func (p *httpProtocol) beginDrain() {
 	for _, f := range hooks {
 		go f()
 	}
-	if s.Server != nil {
-		shutNow(s.Server)
-	}
+	shutNow(s.Server)
 	s.side.http2.finish()
 }
 
@@ -140,5 +136,5 @@ func (p *httpProtocol) finish(left int) string {
 	case s.side.http2Plain != "":
 		return "as by net/http: " + s.side.http2Plain
 	}
-	return "" // nothing was ever served
+	return ""
 }

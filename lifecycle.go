@@ -85,9 +85,9 @@ type lifecycle struct {
 	cfg       lifeConfig // what p.config said; zero before the first listener
 	m         *manager   // nil before the first listener
 	listeners []*listener
-	bound     []net.Addr // of all listeners there have been
-	served    bool       // there has been a listener
-	asking    bool       // beforeShutdown is running
+	bound     []net.Addr    // of all listeners there have been
+	served    bool          // there has been a listener
+	asking    chan struct{} // closed when beforeShutdown has returned; nil unless it runs
 	timeout   time.Duration
 	killed    string // why
 	letGo     func() // stops catching signals; nil if none are caught
@@ -119,11 +119,8 @@ func (lc *lifecycle) Phase() Phase { return Phase(lc.phase.Load()) }
 func (lc *lifecycle) open() (*manager, error) {
 	lc.mu.Lock()
 	defer lc.mu.Unlock()
-	if lc.Phase() != PhaseServing {
-		if lc.served {
-			return nil, errServed
-		}
-		return nil, errNotServed
+	if err := lc.refusalLocked(); err != nil {
+		return nil, err
 	}
 	if lc.m == nil {
 		lc.cfg = lc.p.config()
@@ -138,17 +135,35 @@ func (lc *lifecycle) open() (*manager, error) {
 
 var errNotServed = errors.New("graceful: stopped before it served")
 
-// admit takes a listener in; it reports false if a shutdown has begun.
-func (lc *lifecycle) admit(l *listener) bool {
+// refusal reports why there is nothing to accept any more, as open does.
+func (lc *lifecycle) refusal() error {
 	lc.mu.Lock()
 	defer lc.mu.Unlock()
-	if lc.Phase() != PhaseServing {
-		return false
+	return lc.refusalLocked()
+}
+
+func (lc *lifecycle) refusalLocked() error {
+	switch {
+	case lc.Phase() == PhaseServing:
+		return nil
+	case lc.served:
+		return errServed
+	}
+	return errNotServed
+}
+
+// admit takes a listener in. It refuses as open does, for a shutdown may have
+// begun since.
+func (lc *lifecycle) admit(l *listener) error {
+	lc.mu.Lock()
+	defer lc.mu.Unlock()
+	if err := lc.refusalLocked(); err != nil {
+		return err
 	}
 	lc.served = true
 	lc.listeners = append(lc.listeners, l)
 	lc.bound = append(lc.bound, l.Addr())
-	return true
+	return nil
 }
 
 // release takes note that l accepts no more.
@@ -189,110 +204,6 @@ func (lc *lifecycle) catch() {
 		func(sig os.Signal) { lc.kill("second signal: " + sig.String()) })
 }
 
-// ask begins the shutdown unless the protocol has something against it. It
-// reports whether one is under way. A timeout that is not nil takes the place
-// of the configured one.
-func (lc *lifecycle) ask(reason string, timeout *time.Duration) bool {
-	lc.mu.Lock()
-	if lc.Phase() != PhaseServing || lc.asking {
-		lc.setTimeoutLocked(timeout)
-		lc.mu.Unlock()
-		return true
-	}
-	lc.asking = true
-	lc.mu.Unlock()
-	// A panic in the callback is the program's end or somebody's recover; the
-	// latter finds a server that can be asked again.
-	var agreed bool
-	defer func() {
-		lc.mu.Lock()
-		lc.asking = false
-		lc.mu.Unlock()
-		if agreed {
-			lc.order(reason, timeout)
-		}
-	}()
-	agreed = lc.p.beforeShutdown()
-	if !agreed {
-		lc.p.logf("shutdown refused by BeforeShutdown: %s", reason)
-	}
-	return agreed
-}
-
-// order begins the shutdown, if none has begun.
-func (lc *lifecycle) order(reason string, timeout *time.Duration) {
-	lc.mu.Lock()
-	defer lc.mu.Unlock()
-	lc.setTimeoutLocked(timeout)
-	if lc.hold != nil {
-		close(lc.hold)
-		lc.hold = nil
-	}
-	lc.beginLocked(reason)
-}
-
-// join gives the signals and the delay to a Group. It panics if it is too late
-// for that.
-func (lc *lifecycle) join() {
-	lc.mu.Lock()
-	defer lc.mu.Unlock()
-	switch {
-	case lc.joined:
-		panic("graceful: Group.Add of what belongs to a Group already")
-	case lc.served || lc.Phase() != PhaseServing:
-		panic("graceful: Group.Add of what serves already, or has been stopped")
-	}
-	lc.joined = true
-}
-
-// beginHeld begins the shutdown with a delay that lasts until somebody else
-// orders the shutdown.
-func (lc *lifecycle) beginHeld(reason string) {
-	lc.mu.Lock()
-	defer lc.mu.Unlock()
-	if lc.Phase() == PhaseServing {
-		lc.hold = make(chan struct{})
-		lc.beginLocked(reason)
-	}
-}
-
-// beginLocked begins the shutdown, if none has begun.
-func (lc *lifecycle) beginLocked(reason string) {
-	if lc.Phase() != PhaseServing {
-		return
-	}
-	lc.enterLocked(PhaseDelaying)
-	lc.shutting.Store(true)
-	lc.report.Reason = reason
-	lc.report.Began = lc.phaseAt
-	close(lc.draining)
-	go lc.shutDown(reason)
-}
-
-// setTimeoutLocked replaces the timeout: the configured one before draining,
-// and what is left of it, if t is less, after.
-func (lc *lifecycle) setTimeoutLocked(t *time.Duration) {
-	if t == nil {
-		return
-	}
-	lc.timeout = *t
-	select {
-	case lc.newTimeout <- struct{}{}:
-	default:
-	}
-}
-
-// kill ends the shutdown now, and begins it if need be.
-func (lc *lifecycle) kill(why string) {
-	lc.order(why, nil)
-	lc.mu.Lock()
-	defer lc.mu.Unlock()
-	if lc.killed == "" && lc.Phase() < PhaseKilling {
-		lc.killed = why
-		close(lc.killing)
-	}
-}
-
 // enterLocked goes to the next phase, and says how long the last one was.
 func (lc *lifecycle) enterLocked(p Phase) {
 	now := time.Now()
@@ -314,24 +225,6 @@ func (lc *lifecycle) enter(p Phase) {
 	lc.mu.Lock()
 	lc.enterLocked(p)
 	lc.mu.Unlock()
-}
-
-// wait waits for the end and returns nil, or until ctx ends: then it kills,
-// and returns ctx's error.
-func (lc *lifecycle) wait(ctx context.Context) error {
-	select {
-	case <-lc.stopped:
-	case <-ctx.Done():
-		lc.kill(fmt.Sprintf("the context of Shutdown: %v", context.Cause(ctx)))
-		<-lc.stopped
-		return ctx.Err()
-	}
-	lc.mu.Lock()
-	defer lc.mu.Unlock()
-	if n := len(lc.report.Killed); n > 0 {
-		return fmt.Errorf("%w: %d connections were closed unfinished", ErrKilled, n)
-	}
-	return lc.closeErr
 }
 
 // stats returns a live count.
@@ -389,10 +282,4 @@ func (lc *lifecycle) allAddrs() []net.Addr {
 	lc.mu.Lock()
 	defer lc.mu.Unlock()
 	return slices.Clone(lc.bound)
-}
-
-func (lc *lifecycle) hasServed() bool {
-	lc.mu.Lock()
-	defer lc.mu.Unlock()
-	return lc.served
 }

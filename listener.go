@@ -1,79 +1,13 @@
 package graceful
 
 import (
-	"context"
 	"errors"
-	"fmt"
 	"net"
 	"os"
 	"sync"
 	"sync/atomic"
 	"time"
 )
-
-// Listen is net.Listen for a socket that is going to be given to a Server or a
-// Listener, and to nobody else: a socket that this process opened and shares
-// with no other can be shut without losing the clients that have just
-// connected (see Server.OwnsListener). The network must be "tcp", "tcp4",
-// "tcp6" or "unix".
-//
-// The file of a unix socket is removed when the listener is closed, as
-// net.Listen's is, unless another socket has taken its place since.
-func Listen(network, addr string) (net.Listener, error) {
-	return listen(network, addr, false, 0)
-}
-
-// listen opens a listener of our own. A negative keepAlive turns TCP
-// keep-alive off, 0 leaves it to package net.
-func listen(network, addr string, reusePort bool, keepAlive time.Duration) (net.Listener, error) {
-	switch network {
-	case "tcp", "tcp4", "tcp6", "unix":
-	default:
-		return nil, fmt.Errorf("graceful: listen: %w", net.UnknownNetworkError(network))
-	}
-	lc := net.ListenConfig{KeepAlive: keepAlive}
-	if reusePort && network != "unix" {
-		if err := setReusePort(&lc); err != nil {
-			return nil, fmt.Errorf("graceful: listen on %s: %w", addr, err)
-		}
-	}
-	l, err := lc.Listen(context.Background(), network, addr)
-	if err != nil {
-		return nil, err
-	}
-	own := &ownListener{Listener: l}
-	if ul, ok := l.(*net.UnixListener); ok {
-		ul.SetUnlinkOnClose(false) // see removeFile
-		own.path = ul.Addr().String()
-		own.file, _ = os.Lstat(own.path)
-	}
-	return own, nil
-}
-
-// An ownListener is a socket that this process opened and shares with nobody.
-type ownListener struct {
-	net.Listener
-
-	// A unix socket's file, as it was when the socket was bound.
-	path string
-	file os.FileInfo // nil for others
-}
-
-// Close closes the socket.
-func (l *ownListener) Close() error {
-	l.removeFile()
-	return l.Listener.Close()
-}
-
-// removeFile removes a unix socket's file, if it is still this socket's.
-func (l *ownListener) removeFile() {
-	if l.file == nil {
-		return
-	}
-	if now, err := os.Lstat(l.path); err == nil && os.SameFile(now, l.file) {
-		os.Remove(l.path)
-	}
-}
 
 // A listener accepts connections, wraps them for the manager, and ceases to
 // accept without losing anyone: it stops admitting, empties the accept queue,
@@ -106,6 +40,8 @@ type listener struct {
 
 	stopOnce, closeOnce sync.Once
 	closeErr            error
+
+	last *conn // that Accept returned. Owned by its caller.
 }
 
 func newListener(m *manager, l net.Listener, limit *limiter) *listener {
@@ -124,7 +60,8 @@ func (l *listener) Addr() net.Addr { return l.l.Addr() }
 // returns an error that wraps net.ErrClosed; timeouts of its own making stay
 // inside, for net/http would try again.
 func (l *listener) Accept() (net.Conn, error) {
-	if l.limit != nil && !l.slot() {
+	held := l.limit == nil || l.slot() // a slot, if one is needed
+	if !held && !l.blind() {
 		return nil, l.ended()
 	}
 	for {
@@ -132,17 +69,22 @@ func (l *listener) Accept() (net.Conn, error) {
 		nc, err := l.l.Accept()
 		if err == nil {
 			l.accepted(began)
+			if !held && !l.limit.acquire(nil, l.closed, nil) {
+				nc.Close()
+				return nil, l.ended()
+			}
 			wrapped, c := l.wrap(nc, l.limit.releaser())
 			if !l.m.added(c) {
 				c.cut()
 				return nil, l.ended()
 			}
+			l.last = c
 			return wrapped, nil
 		}
 		if isStopping(l.stopping) && isTimeout(err) && l.more() {
 			continue
 		}
-		if l.limit != nil {
+		if l.limit != nil && held {
 			l.limit.release()
 		}
 		if isStopping(l.stopping) || isStopping(l.closed) {
@@ -152,10 +94,22 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 }
 
+// dropLast closes the connection that Accept returned last, which nobody took.
+func (l *listener) dropLast() {
+	if c := l.last; c != nil {
+		c.cut()
+		c.gone()
+	}
+}
+
 // ended closes the listener and returns what Accept says then.
 func (l *listener) ended() error {
 	l.Close()
-	return &net.OpError{Op: "accept", Net: l.Addr().Network(), Addr: l.Addr(), Err: net.ErrClosed}
+	err := &net.OpError{Op: "accept", Addr: l.Addr(), Err: net.ErrClosed}
+	if err.Addr != nil { // a listener of the caller's own may have none
+		err.Net = err.Addr.Network()
+	}
+	return err
 }
 
 // slot waits for a place in the limit. While the queue is being emptied it
@@ -181,6 +135,17 @@ func (l *listener) slot() bool {
 		}
 	}
 	return false
+}
+
+// blind reports whether, without a slot, the only way to know whether somebody
+// waits in the queue is to accept. Who is found then waits here, instead of in
+// the queue, for a slot.
+func (l *listener) blind() bool {
+	if isStopping(l.closed) {
+		return false
+	}
+	_, known := l.queued(l.l)
+	return !known
 }
 
 // coming returns how long to wait for connections that are about to come into
@@ -280,9 +245,21 @@ func (l *listener) stop() {
 		l.stopAt = time.Since(l.m.began)
 		close(l.stopping)
 		if !l.setDeadline(0) {
-			l.Close()
+			l.closeSoon()
 		}
 	})
+}
+
+// closeSoon closes the listener, and waits for that if it is one of package
+// net: the port is free then. A Close that somebody else wrote may wait for
+// its Accept, and that for anything.
+func (l *listener) closeSoon() {
+	switch bareListener(l.l).(type) {
+	case *net.TCPListener, *net.UnixListener:
+		l.Close()
+	default:
+		go l.Close()
+	}
 }
 
 // Close closes the listener. Further calls return what the first returned.
@@ -292,29 +269,6 @@ func (l *listener) Close() error {
 		l.closeErr = l.l.Close()
 	})
 	return l.closeErr
-}
-
-// bareListener returns the listener below those of our own.
-func bareListener(l net.Listener) net.Listener {
-	for {
-		switch below := l.(type) {
-		case *ownListener:
-			l = below.Listener
-		case *tlsListener: // below a LimitListener
-			l = below.Listener
-		default:
-			return l
-		}
-	}
-}
-
-// isOwn reports whether the socket of l is known to be ours alone.
-func isOwn(l net.Listener) bool {
-	if t, ok := l.(*tlsListener); ok {
-		l = t.Listener
-	}
-	_, own := l.(*ownListener)
-	return own
 }
 
 // isStopping reports whether c, on which nothing is ever sent, is closed.

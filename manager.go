@@ -46,6 +46,10 @@ type manager struct {
 	// takes for idle: see conn.Close.
 	sweeping atomic.Bool
 
+	// timed says that the drain has a timeout, which is all that bounds the
+	// wait for a request that is not complete. Set before begin.
+	timed atomic.Bool
+
 	// settled is set by run before it calls rules.settled, while no
 	// connection is known to be idle: who finds it unset after run has heard
 	// that he is idle, can be sure that rules.settled waits for him.
@@ -64,7 +68,7 @@ type drainRules struct {
 	grace time.Duration
 
 	// half bounds the wait for a request that has begun to come and is not
-	// complete, from the drain on; 0 does not.
+	// complete, from the drain on, unless the drain is timed; 0 does not.
 	half time.Duration
 
 	// patience is how long after the drain's begin the quiet window is

@@ -265,3 +265,46 @@ func TestWaitList(t *testing.T) {
 		t.Errorf("(-want +got):\n%s", d)
 	}
 }
+
+// A connection whose bytes are not seen (a *tls.Conn of the caller's), and for
+// which some waited at the end of its quiet window, used to be forgotten when
+// they made no request: the drain waited for it without end.
+func TestUnseenBytes(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	peer, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer peer.Close()
+	nc, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := newManager(drainRules{grace: time.Millisecond})
+	go m.run()
+	_, c := track(m, nc, nil, nil, flagBeside)
+	c.setState(connIdle)
+	peer.Write([]byte("x"))
+	for pending(nc) == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	m.added(c)
+	m.signal(m.begin)
+	m.signal(m.sealed)
+	time.Sleep(5 * time.Millisecond) // the window ends, more than once
+	if n, err := nc.Read(make([]byte, 10)); n != 1 {
+		t.Fatalf("read %d bytes, %v", n, err)
+	}
+	nc.SetReadDeadline(time.Now().Add(5 * time.Second))
+	began := time.Now()
+	if _, err := nc.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(began) > 4*time.Second {
+		t.Errorf("told to end after %v, with %v", time.Since(began), err)
+	}
+	nc.Close()
+	c.gone()
+	<-m.done
+}

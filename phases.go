@@ -42,6 +42,8 @@ func (lc *lifecycle) shutDown(reason string) {
 	lc.mu.Unlock()
 	if m != nil {
 		lc.drain(m, listeners)
+	} else {
+		lc.p.beginDrain() // net/http calls the functions that wait for it, too
 	}
 
 	lc.mu.Lock()
@@ -54,7 +56,9 @@ func (lc *lifecycle) shutDown(reason string) {
 	}
 	farewell := lc.p.finish(left)
 	lc.mu.Lock()
-	lc.report.HTTP2 = farewell
+	if m != nil {
+		lc.report.HTTP2 = farewell
+	}
 	report := lc.report
 	lc.mu.Unlock()
 	lc.p.logf("%s", report)
@@ -114,6 +118,9 @@ func (lc *lifecycle) drain(m *manager, listeners []*listener) {
 // endAccepting makes the manager drain and the listeners stop. What was there
 // before is counted before the drain changes it.
 func (lc *lifecycle) endAccepting(m *manager, listeners []*listener) {
+	lc.mu.Lock()
+	m.timed.Store(lc.timeout > 0)
+	lc.mu.Unlock()
 	m.signal(m.begin)
 	for _, l := range listeners {
 		l.stop()
@@ -202,7 +209,7 @@ func (lc *lifecycle) killLeft(m *manager) {
 		}
 		unfinished = append(unfinished, c)
 		killed = append(killed, KilledConn{
-			RemoteAddr: c.raw.RemoteAddr().String(),
+			RemoteAddr: addrString(c.raw.RemoteAddr()),
 			State:      w.state().String(),
 			Age:        now - w.since(),
 			Requests:   lc.p.requests(c.info.Load()),
@@ -213,13 +220,21 @@ func (lc *lifecycle) killLeft(m *manager) {
 		lc.p.logf("killing %s", k)
 	}
 	for _, l := range listeners {
-		// A listener's Close may wait for its Accept, and that for a lock.
-		go l.Close()
+		l.closeSoon()
 	}
 	cutAll(unfinished)
 	lc.mu.Lock()
 	lc.report.Killed = killed
 	lc.mu.Unlock()
+}
+
+// addrString is for addresses of connections that somebody else wrote, which
+// may have none.
+func addrString(a net.Addr) string {
+	if a == nil {
+		return "unknown"
+	}
+	return a.String()
 }
 
 // cutAll closes connections. Those of package net close at once; a Close that

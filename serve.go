@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"slices"
 )
 
 // ListenAndServe listens on the TCP address Addr (":http" if empty) and calls
@@ -18,72 +17,6 @@ func (s *Server) ListenAndServe() error {
 		return err
 	}
 	return s.Serve(l)
-}
-
-// ListenAndServeTLS listens on the TCP address Addr (":https" if empty) and
-// calls ServeTLS.
-func (s *Server) ListenAndServeTLS(certFile, keyFile string) error {
-	config, err := s.tlsConfig(certFile, keyFile)
-	if err != nil {
-		return err
-	}
-	return s.listenAndServeTLS(config)
-}
-
-// ListenAndServeTLSConfig listens on the TCP address Addr (":https" if empty)
-// and serves TLS with config, in which there must be a certificate or a
-// function that gets one. The http.Server's own TLSConfig is not used. config
-// is not changed: HTTP/2 and HTTP/1.1 are added to a copy's NextProtos, as far
-// as the http.Server's Protocols allow.
-func (s *Server) ListenAndServeTLSConfig(config *tls.Config) error {
-	if config == nil {
-		return errors.New("graceful: ListenAndServeTLSConfig with a nil config")
-	}
-	if !hasCertificate(config) {
-		return errors.New("graceful: the TLS config has neither a certificate nor a function that gets one")
-	}
-	if err := s.prepare(); err != nil {
-		return err
-	}
-	return s.listenAndServeTLS(s.withProtocols(config))
-}
-
-func (s *Server) listenAndServeTLS(config *tls.Config) error {
-	l, err := s.listen(":https")
-	if err != nil {
-		return err
-	}
-	return s.serve(l, config)
-}
-
-// ListenTLS listens on the TCP address Addr (":https" if empty) and returns a
-// listener to pass to Serve, for those who need the listener itself. The files
-// are as with ServeTLS. If Serve is never called, it must be closed.
-func (s *Server) ListenTLS(certFile, keyFile string) (net.Listener, error) {
-	config, err := s.tlsConfig(certFile, keyFile)
-	if err != nil {
-		return nil, err
-	}
-	l, err := s.listen(":https")
-	if err != nil {
-		return nil, err
-	}
-	return &tlsListener{Listener: l, config: config}, nil
-}
-
-// A tlsListener is what ListenTLS returns. Serve takes it apart and lays TLS
-// over the tracked connection; for anybody else it is a TLS listener.
-type tlsListener struct {
-	net.Listener
-	config *tls.Config
-}
-
-func (l *tlsListener) Accept() (net.Conn, error) {
-	nc, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	return tls.Server(nc, l.config), nil
 }
 
 // Serve serves the connections that l accepts, and returns when the shutdown
@@ -106,17 +39,6 @@ func (s *Server) Serve(l net.Listener) error {
 	return s.serve(l, nil)
 }
 
-// ServeTLS is Serve with TLS over the connections that l accepts. certFile and
-// keyFile hold the certificate (with the intermediate ones behind it) and its
-// key; both may be empty if the http.Server's TLSConfig has a certificate.
-func (s *Server) ServeTLS(l net.Listener, certFile, keyFile string) error {
-	config, err := s.tlsConfig(certFile, keyFile)
-	if err != nil {
-		return err
-	}
-	return s.serve(l, config)
-}
-
 // Start listens on the TCP address Addr and serves in the background until ctx
 // ends, a signal comes or one of the stopping methods is called. It has bound
 // the address when it returns: an address in use is its error. stopped is
@@ -129,10 +51,11 @@ func (s *Server) Start(ctx context.Context) (stopped <-chan struct{}, err error)
 	if err != nil {
 		return nil, err
 	}
-	context.AfterFunc(ctx, func() {
+	forget := context.AfterFunc(ctx, func() {
 		s.life.order(fmt.Sprintf("the context of Start: %v", context.Cause(ctx)), nil)
 	})
 	go func() {
+		defer forget() // ctx may outlive the server
 		if err := s.run(tl, config); err != nil {
 			s.logf("%v", err)
 		}
@@ -182,8 +105,8 @@ func (s *Server) listen(defaultAddr string) (net.Listener, error) {
 	if err := s.prepare(); err != nil {
 		return nil, err
 	}
-	if s.life.Phase() == PhaseStopped && s.life.hasServed() {
-		return nil, errServed
+	if err := s.life.refusal(); err == errServed {
+		return nil, err // also from a server that has not closed its socket yet
 	}
 	addr := s.Server.Addr
 	if addr == "" {
@@ -213,11 +136,7 @@ func (s *Server) open(l net.Listener, config *tls.Config) (*listener, error) {
 	m, err := s.life.open()
 	if err != nil {
 		l.Close()
-		if err == errNotServed {
-			<-s.life.stopped
-			err = nil
-		}
-		return nil, err
+		return nil, s.refused(err)
 	}
 	below, limit := l, s.side.limit
 	outer, _ := l.(*limitListener)
@@ -244,9 +163,9 @@ func (s *Server) open(l net.Listener, config *tls.Config) (*listener, error) {
 	tl.owned = isOwn(below) || s.OwnsListener
 	tl.reuse = s.ReusePort
 	tl.grace = s.idleGrace()
-	if !s.life.admit(tl) {
+	if err := s.life.admit(tl); err != nil {
 		l.Close()
-		return nil, errServed
+		return nil, s.refused(err)
 	}
 	if !s.NoSignalHandling {
 		s.life.catch()
@@ -254,13 +173,31 @@ func (s *Server) open(l net.Listener, config *tls.Config) (*listener, error) {
 	return tl, nil
 }
 
+// refused returns what Serve returns when the lifecycle has refused with err.
+func (s *Server) refused(err error) error {
+	if err == errNotServed {
+		<-s.life.stopped
+		return nil
+	}
+	return err
+}
+
 // run serves the connections of tl until the end of everything.
-func (s *Server) run(tl *listener, config *tls.Config) error {
+func (s *Server) run(tl *listener, config *tls.Config) (err error) {
+	served := false
 	var l net.Listener = tl
 	if config != nil {
 		l = &tlsOver{tls.NewListener(tl, config), tl}
 	}
-	err := s.side.hs.Serve(l)
+	// A hook that panics for a new connection does so here. Somebody may
+	// recover, and the other connections go on.
+	defer func() {
+		if s.life.release(tl); !served {
+			tl.dropLast()
+		}
+	}()
+	err = s.side.hs.Serve(l)
+	served = true
 	expected := s.life.shutting.Load() || errors.Is(err, http.ErrServerClosed)
 	s.life.release(tl)
 	if expected {
@@ -270,62 +207,4 @@ func (s *Server) run(tl *listener, config *tls.Config) error {
 	}
 	<-s.life.stopped
 	return err
-}
-
-// A tlsOver is TLS over a tracked listener.
-type tlsOver struct {
-	net.Listener
-	tl *listener
-}
-
-// tlsConfig returns a copy of the http.Server's TLS configuration with the
-// certificate from the files, if they are named, and with the protocols.
-func (s *Server) tlsConfig(certFile, keyFile string) (*tls.Config, error) {
-	if err := s.prepare(); err != nil {
-		return nil, err
-	}
-	if s.side.http2Err != nil {
-		return nil, s.side.http2Err
-	}
-	config := s.Server.TLSConfig
-	if config == nil {
-		config = new(tls.Config)
-	}
-	config = s.withProtocols(config)
-	if hasCertificate(config) && certFile == "" && keyFile == "" {
-		return config, nil
-	}
-	cert, err := tls.LoadX509KeyPair(certFile, keyFile)
-	if err != nil {
-		return nil, fmt.Errorf("graceful: certificate %q, key %q: %w", certFile, keyFile, err)
-	}
-	config.Certificates = []tls.Certificate{cert}
-	return config, nil
-}
-
-func hasCertificate(c *tls.Config) bool {
-	return c != nil && (len(c.Certificates) > 0 || c.GetCertificate != nil || c.GetConfigForClient != nil)
-}
-
-// withProtocols returns a copy of config that offers to clients what the
-// http.Server speaks, as its ServeTLS does.
-func (s *Server) withProtocols(config *tls.Config) *tls.Config {
-	config = config.Clone()
-	var http1, http2 bool
-	if p := s.Server.Protocols; p != nil {
-		http1, http2 = p.HTTP1(), p.HTTP2()
-	} else {
-		http1, http2 = true, s.side.speaksHTTP2
-	}
-	protos := slices.DeleteFunc(slices.Clone(config.NextProtos), func(p string) bool {
-		return p == "http/1.1" && !http1 || p == "h2" && !http2
-	})
-	if http2 && !slices.Contains(protos, "h2") {
-		protos = append(protos, "h2")
-	}
-	if http1 && !slices.Contains(protos, "http/1.1") {
-		protos = append(protos, "http/1.1")
-	}
-	config.NextProtos = protos
-	return config
 }
