@@ -41,7 +41,9 @@ type listener struct {
 	stopOnce, closeOnce sync.Once
 	closeErr            error
 
-	last *conn // that Accept returned. Owned by its caller.
+	// Owned by the caller of Accept:
+	last *conn         // that it returned
+	held time.Duration // until when the last was held for a slot, since m.began
 }
 
 func newListener(m *manager, l net.Listener, limit *limiter) *listener {
@@ -69,9 +71,12 @@ func (l *listener) Accept() (net.Conn, error) {
 		nc, err := l.l.Accept()
 		if err == nil {
 			l.accepted(began)
-			if !held && !l.limit.acquire(nil, l.closed, nil) {
-				nc.Close()
-				return nil, l.ended()
+			if !held {
+				if !l.limit.acquire(nil, l.closed, nil) {
+					nc.Close()
+					return nil, l.ended()
+				}
+				l.held = time.Since(l.m.began)
 			}
 			wrapped, c := l.wrap(nc, l.limit.releaser())
 			if !l.m.added(c) {
@@ -177,7 +182,7 @@ func (l *listener) accepted(began time.Duration) {
 		return
 	}
 	now, tried := time.Since(l.m.began), int32(0)
-	if now-l.stopAt > emptying && now-began > time.Millisecond {
+	if now-max(l.stopAt, l.held) > emptying && now-began > time.Millisecond {
 		tried = looks // it was empty, and will not be so for longer
 	}
 	l.tried.Store(tried)
@@ -188,7 +193,8 @@ func (l *listener) accepted(began time.Duration) {
 // vain, looks times: a goroutine that is not scheduled in time finds the
 // deadline passed before it has looked. Under clients that never pause for
 // that long, it is taken to be empty when, after emptying, somebody had to be
-// waited for.
+// waited for. The time until the last slot does not count: who waits for slots
+// does not empty.
 const (
 	looks    = 3
 	look     = 4 * time.Millisecond
