@@ -213,7 +213,8 @@ func TestPipelinedInTwo(t *testing.T) {
 		{"nothing behind a body", "POST /first HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nnine\r\n\r\n\r", post + body, []string{"/first", "/second"}},
 		{"a header", "GET /first HTTP/1.1\r\nHost: h\r\n\r\n" + post, body, []string{"/first"}},
 		{"a header behind a body", "POST /first HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nfour" + post, body, []string{"/first"}},
-		{"a header behind chunks", "POST /first HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n" + post, body, []string{"/first"}},
+		// Under this one net/http isn't shut down.
+		{"a header behind chunks", "POST /first HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n" + post, body, []string{"/first", "/second"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
