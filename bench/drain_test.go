@@ -48,7 +48,7 @@ func BenchmarkDrainIdle(b *testing.B) {
 				for b.Loop() {
 					srv := c.serve(b, newMemListener(), hello, nil)
 					clients := idleConns(b, srv, n)
-					runtime.GC()
+					runtime.GC() // and by its end all are idle
 					t.start()
 					srv.stop()
 					t.stop()
@@ -61,10 +61,10 @@ func BenchmarkDrainIdle(b *testing.B) {
 	}
 }
 
-// BenchmarkStopAfterLast measures from the end of the last answer until both
-// the stop and Serve have returned. How long the stop had waited for the answer
-// matters: net/http looks whether it is done in intervals that double up to
-// half a second.
+// BenchmarkStopAfterLast measures from when the last handler is let go, so with
+// the answer's way to the client, until both the stop and Serve have returned.
+// How long the stop had waited by then matters: net/http looks whether it is
+// done in intervals that double up to half a second.
 func BenchmarkStopAfterLast(b *testing.B) {
 	for _, after := range []time.Duration{50 * time.Millisecond, 300 * time.Millisecond, time.Second} {
 		b.Run(fmt.Sprintf("after=%v", after), func(b *testing.B) {
@@ -106,11 +106,11 @@ func stopAfterLast(b *testing.B, c contender, after time.Duration, t *stopwatch)
 		srv.stop()
 	}()
 	time.Sleep(after)
-	close(release)
-	<-answered
 	t.start()
+	close(release)
 	<-stopped
 	t.stop()
+	<-answered
 }
 
 // BenchmarkKillDeafTLS kills a server whose TLS clients have stopped to read.
