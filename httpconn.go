@@ -26,12 +26,19 @@ type httpConn struct {
 	user *http.Server
 	own  context.Context // what the caller's ConnContext made of it
 
-	// req is the request in progress, of HTTP/1.
-	req atomic.Pointer[http.Request]
+	// inHandler says that a request of HTTP/1 is in the handler.
+	inHandler atomic.Bool
 
-	mu      sync.Mutex                 // guards streams
-	streams map[*http.Request]struct{} // those in progress, of HTTP/2
+	mu      sync.Mutex                    // guards what follows
+	last    requestLine                   // the request of HTTP/1 that came to the handler last
+	streams map[*http.Request]requestLine // those in progress, of HTTP/2
 }
+
+// A requestLine is what the report says of a request. It is kept apart from the
+// request, which handlers may change.
+type requestLine struct{ method, target string }
+
+func lineOf(r *http.Request) requestLine { return requestLine{r.Method, r.RequestURI} }
 
 type httpConnKey struct{}
 

@@ -22,7 +22,7 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 		if vague {
 			h.c.flags.Or(flagVague) // before it is seen to have come here
 		}
-		h.req.Store(r)
+		h.enter(r)
 		if s.life.shutting.Load() {
 			// Before the handler runs, for its header may go out at any
 			// moment after that.
@@ -30,7 +30,7 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 			h.c.sayFarewell()
 		}
 		s.handle(w, r)
-		h.req.Store(nil) // after a panic the connection is closed anyway
+		h.inHandler.Store(false) // after a panic the connection is closed anyway
 		if vague {
 			h.c.flags.And(^uint32(flagVague))
 		}
@@ -51,16 +51,24 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 // inHandler reports whether there is a request of HTTP/1 in the handler.
 func inHandler(c *conn) bool {
 	h, _ := c.info.Load().(*httpConn)
-	return h != nil && h.req.Load() != nil
+	return h != nil && h.inHandler.Load()
+}
+
+// enter is for a request of HTTP/1, begin and end for those of HTTP/2.
+func (h *httpConn) enter(r *http.Request) {
+	h.mu.Lock()
+	h.last = lineOf(r)
+	h.mu.Unlock()
+	h.inHandler.Store(true)
 }
 
 func (h *httpConn) begin(r *http.Request) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.streams == nil {
-		h.streams = make(map[*http.Request]struct{})
+		h.streams = make(map[*http.Request]requestLine)
 	}
-	h.streams[r] = struct{}{}
+	h.streams[r] = lineOf(r)
 }
 
 func (h *httpConn) end(r *http.Request) {

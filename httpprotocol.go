@@ -2,7 +2,9 @@ package graceful
 
 import (
 	"context"
+	"maps"
 	"net/http"
+	"slices"
 )
 
 // httpProtocol is a Server as its lifecycle sees it.
@@ -102,17 +104,15 @@ func (p *httpProtocol) requests(info any) []string {
 	if h == nil {
 		return nil
 	}
-	var list []string
-	add := func(r *http.Request) {
-		list = append(list, r.Method+" "+r.RequestURI)
-	}
-	if r := h.req.Load(); r != nil {
-		add(r)
-	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for r := range h.streams {
-		add(r)
+	lines := slices.Collect(maps.Values(h.streams))
+	if h.inHandler.Load() {
+		lines = append(lines, h.last)
+	}
+	var list []string
+	for _, l := range lines {
+		list = append(list, l.method+" "+l.target)
 	}
 	return list
 }

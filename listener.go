@@ -86,7 +86,7 @@ func (l *listener) Accept() (net.Conn, error) {
 			l.last = c
 			return wrapped, nil
 		}
-		if isStopping(l.stopping) && isTimeout(err) && l.more() {
+		if isStopping(l.stopping) && l.again(err) {
 			continue
 		}
 		if l.limit != nil && held {
@@ -286,5 +286,29 @@ func isStopping(c <-chan struct{}) bool {
 		return false
 	}
 }
+
+// again reports whether to accept again after err, while the queue is being
+// emptied. Without a file descriptor, say, there may be somebody in it all the
+// same: descriptors come back as connections end.
+func (l *listener) again(err error) bool {
+	if isTimeout(err) {
+		return l.more()
+	}
+	var t interface{ Temporary() bool } // as net/http asks, which tries again too
+	if !errors.As(err, &t) || !t.Temporary() || time.Since(l.m.began)-l.stopAt > halfSpoken {
+		return false
+	}
+	timer := time.NewTimer(retryAccept)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-l.closed:
+		return false
+	}
+}
+
+// retryAccept is net/http's first delay after a temporary error.
+const retryAccept = 5 * time.Millisecond
 
 func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -124,6 +125,58 @@ type slowListener struct {
 func (l *slowListener) Accept() (net.Conn, error) {
 	<-l.mayGo
 	return l.TCPListener.Accept()
+}
+
+// A starvedListener has no file descriptor to accept with for a while.
+type starvedListener struct {
+	*net.TCPListener
+	mayGo    chan struct{}
+	failures atomic.Int32 // that are still to come
+}
+
+func (l *starvedListener) Accept() (net.Conn, error) {
+	<-l.mayGo
+	if l.failures.Add(-1) >= 0 {
+		return nil, &net.OpError{Op: "accept", Net: "tcp", Err: os.NewSyscallError("accept4", syscall.EMFILE)}
+	}
+	return l.TCPListener.Accept()
+}
+
+// TestStarvedQueue: who waits in the queue at the stop is answered though there
+// is no file descriptor for a moment. The listener used to be closed at the
+// first error, and reset them.
+func TestStarvedQueue(t *testing.T) {
+	t.Parallel()
+	s := &Server{Server: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, "ok")
+	})}, NoSignalHandling: true, Timeout: 20 * time.Second}
+	l := &starvedListener{TCPListener: portable(t, s).(*net.TCPListener), mayGo: make(chan struct{})}
+	l.failures.Store(3)
+	done := servePortable(t, s, l)
+	nc, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	io.WriteString(nc, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+	s.Stop(20 * time.Second)
+	for s.Phase() != PhaseDraining {
+		time.Sleep(time.Millisecond)
+	}
+	for tl := s.life.m; !tl.draining.Load(); {
+		time.Sleep(time.Millisecond)
+	}
+	close(l.mayGo)
+	resp, err := http.ReadResponse(bufio.NewReader(nc), nil)
+	if err != nil {
+		t.Fatalf("who waited in the queue: %v", err)
+	}
+	if b, err := io.ReadAll(resp.Body); string(b) != "ok" || err != nil {
+		t.Errorf("answered %q, %v", b, err)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
 }
 
 // TestPortableBusy: stops while clients make a connection for each request.
