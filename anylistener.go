@@ -1,8 +1,8 @@
 package graceful
 
 import (
+	"cmp"
 	"context"
-	"fmt"
 	"log"
 	"net"
 	"sync"
@@ -276,15 +276,11 @@ func (l *Listener) prepare() error {
 }
 
 func (l *Listener) check() error {
-	switch {
-	case l.Timeout < 0:
-		return fmt.Errorf("graceful: Listener.Timeout is negative: %v", l.Timeout)
-	case l.ShutdownDelay < 0:
-		return fmt.Errorf("graceful: Listener.ShutdownDelay is negative: %v", l.ShutdownDelay)
-	case l.Limit < 0:
-		return fmt.Errorf("graceful: Listener.Limit is negative: %d", l.Limit)
-	}
-	return nil
+	return cmp.Or(
+		notNegative("Listener.Timeout", l.Timeout),
+		notNegative("Listener.ShutdownDelay", l.ShutdownDelay),
+		notNegative("Listener.Limit", l.Limit),
+	)
 }
 
 var _ net.Listener = (*Listener)(nil)

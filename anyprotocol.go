@@ -25,12 +25,7 @@ func (p *anyProtocol) config() lifeConfig {
 }
 
 func (p *anyProtocol) logf(format string, args ...any) {
-	switch {
-	case p.LogFunc != nil:
-		p.LogFunc(format, args...)
-	case p.Logger != nil:
-		p.Logger.Printf(format, args...)
-	}
+	logTo(p.LogFunc, p.Logger, format, args...)
 }
 
 func (p *anyProtocol) beforeShutdown() bool  { return true }
