@@ -23,8 +23,7 @@ func sayFarewell(c net.Conn) { io.WriteString(c, farewell+"\n") }
 // use got the farewell in the place of its answer.
 func TestListenerOnDrain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ql := newQueueListener()
-		l := graceful.NewListener(ql)
+		ql, l := newQueued()
 		var calls atomic.Int32
 		l.Patience = -1
 		l.OnDrain = func(c net.Conn) {
@@ -45,8 +44,7 @@ func TestListenerOnDrain(t *testing.T) {
 		for _, c := range []*lineClient{quiet, busy} {
 			c.began = time.Now()
 		}
-		stopped := make(chan time.Duration)
-		go func() { stopped <- shutListener(t, l) }()
+		stopped := beginShut(t, l)
 		late.hear(t, "220 hello")
 		synctest.Wait()
 		if got := openStates(l); got != "0 new, 3 active, 0 idle" {
@@ -74,8 +72,7 @@ func TestListenerOnDrain(t *testing.T) {
 // command that came meanwhile is answered.
 func TestListenerOnDrainIsNoAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ql := newQueueListener()
-		l := graceful.NewListener(ql)
+		ql, l := newQueued()
 		said := make(chan struct{})
 		l.Patience = -1
 		l.OnDrain = func(c net.Conn) {
@@ -90,8 +87,7 @@ func TestListenerOnDrainIsNoAnswer(t *testing.T) {
 		}}).start(l)
 		c := newLineClient(ql.dial())
 		synctest.Wait()
-		stopped := make(chan time.Duration)
-		go func() { stopped <- shutListener(t, l) }()
+		stopped := beginShut(t, l)
 		synctest.Wait()
 		c.say(t, "work\n")
 		close(said)
@@ -118,8 +114,7 @@ func TestBusy(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				ql := newQueueListener()
-				l := graceful.NewListener(ql)
+				ql, l := newQueued()
 				l.Patience = -1
 				// Every command is handed to a worker, who keeps the
 				// connection busy; its first answer comes at once.
@@ -138,8 +133,7 @@ func TestBusy(t *testing.T) {
 				c.say(t, "work\n")
 				c.hear(t, "queued")
 				c.began = time.Now()
-				stopped := make(chan time.Duration)
-				go func() { stopped <- shutListener(t, l) }()
+				stopped := beginShut(t, l)
 				for _, want := range []string{"0 new, 1 active, 0 idle", "0 new, 1 active, 0 idle"} {
 					synctest.Wait()
 					if got := openStates(l); got != want {
@@ -180,8 +174,7 @@ func TestBusyElsewhere(t *testing.T) {
 func TestBusyAgainstTheEnd(t *testing.T) {
 	for range 200 {
 		synctest.Test(t, func(t *testing.T) {
-			ql := newQueueListener()
-			l := graceful.NewListener(ql)
+			ql, l := newQueued()
 			accepted := make(chan net.Conn, 1)
 			s := &lineServer{over: func(c net.Conn) net.Conn {
 				accepted <- c
@@ -191,8 +184,7 @@ func TestBusyAgainstTheEnd(t *testing.T) {
 			c := newLineClient(ql.dial())
 			c.ask(t, "x")
 			nc := <-accepted
-			stopped := make(chan time.Duration)
-			go func() { stopped <- shutListener(t, l) }()
+			stopped := beginShut(t, l)
 			time.Sleep(500 * time.Millisecond) // the very moment
 			done := graceful.Busy(nc)
 			time.AfterFunc(time.Second, done)
@@ -213,13 +205,11 @@ func TestBusyAgainstTheEnd(t *testing.T) {
 // closes its connections then, loses nothing by it.
 func TestListenerAcceptBlocks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ql := newQueueListener()
-		l := graceful.NewListener(ql)
+		ql, l := newQueued()
 		s := (&lineServer{}).start(l)
 		c := newLineClient(ql.dial())
 		c.say(t, "wait 10s\n")
-		stopped := make(chan time.Duration)
-		go func() { stopped <- shutListener(t, l) }()
+		stopped := beginShut(t, l)
 		c.hear(t, "ok wait 10s")
 		c.end(t)
 		s.wait()
@@ -237,8 +227,7 @@ func TestListenerAcceptBlocks(t *testing.T) {
 
 func TestListenerClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ql := newQueueListener()
-		l := graceful.NewListener(ql)
+		ql, l := newQueued()
 		l.ShutdownDelay = time.Hour
 		s := (&lineServer{}).start(l)
 		c := newLineClient(ql.dial())
@@ -269,13 +258,11 @@ func TestListenerClose(t *testing.T) {
 // Close during the drain lets Accept go, and the drain go on.
 func TestListenerCloseWhileDraining(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ql := newQueueListener()
-		l := graceful.NewListener(ql)
+		ql, l := newQueued()
 		s := (&lineServer{}).start(l)
 		c := newLineClient(ql.dial())
 		c.say(t, "wait 3s\n")
-		stopped := make(chan time.Duration)
-		go func() { stopped <- shutListener(t, l) }()
+		stopped := beginShut(t, l)
 		time.Sleep(time.Second)
 		l.Close()
 		<-s.done
@@ -292,8 +279,7 @@ func TestListenerUnused(t *testing.T) {
 	for _, how := range []string{"Close", "Shutdown"} {
 		t.Run(how, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				ql := newQueueListener()
-				l := graceful.NewListener(ql)
+				ql, l := newQueued()
 				if l.Phase() != graceful.PhaseServing || l.Stats().Open() != 0 || l.Report().Reason != "" {
 					t.Errorf("%v, %v, %v", l.Phase(), l.Stats(), l.Report())
 				}
@@ -323,8 +309,7 @@ func TestListenerUnused(t *testing.T) {
 func TestListenerNoAccept(t *testing.T) {
 	t.Run("ceased", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			ql := newQueueListener()
-			l := graceful.NewListener(ql)
+			ql, l := newQueued()
 			ql.dial()
 			nc, err := l.Accept()
 			if err != nil {
@@ -337,8 +322,7 @@ func TestListenerNoAccept(t *testing.T) {
 	})
 	t.Run("one at a time", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			ql := newQueueListener()
-			l := graceful.NewListener(ql)
+			ql, l := newQueued()
 			s := &lineServer{}
 			over := make(chan error)
 			go func() {
@@ -352,8 +336,7 @@ func TestListenerNoAccept(t *testing.T) {
 				}
 			}()
 			first, second := newLineClient(ql.dial()), newLineClient(ql.dial())
-			stopped := make(chan time.Duration)
-			go func() { stopped <- shutListener(t, l) }()
+			stopped := beginShut(t, l)
 			first.ask(t, "wait 3s")
 			wantTime(t, "the first's end", first.end(t), 3*time.Second)
 			second.ask(t, "wait 3s")
@@ -368,8 +351,7 @@ func TestListenerLimit(t *testing.T) {
 	for _, limit := range []string{"Limit", "LimitListener"} {
 		t.Run(limit, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				ql := newQueueListener()
-				l := graceful.NewListener(ql)
+				ql, l := newQueued()
 				if limit == "Limit" {
 					l.Limit = 2
 				} else {
@@ -387,8 +369,7 @@ func TestListenerLimit(t *testing.T) {
 				// full limit keeps neither it nor the end waiting for ever.
 				d := newLineClient(ql.dial())
 				b.say(t, "wait 2s\n")
-				stopped := make(chan time.Duration)
-				go func() { stopped <- shutListener(t, l) }()
+				stopped := beginShut(t, l)
 				b.hear(t, "ok wait 2s")
 				b.end(t)
 				c.end(t)
@@ -410,8 +391,7 @@ func TestListenerFields(t *testing.T) {
 		{func(l *graceful.Listener) { l.Limit = -2 }, "graceful: Listener.Limit is negative: -2"},
 	} {
 		for _, end := range []string{"Close", "Shutdown"} {
-			ql := newQueueListener()
-			l := graceful.NewListener(ql)
+			ql, l := newQueued()
 			tc.set(l)
 			for range 2 {
 				if _, err := l.Accept(); err == nil || err.Error() != tc.want {
@@ -440,8 +420,7 @@ func TestListenerFields(t *testing.T) {
 // Several goroutines may accept.
 func TestListenerConcurrentAccepts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ql := newQueueListener()
-		l := graceful.NewListener(ql)
+		ql, l := newQueued()
 		servers := make([]*lineServer, 4)
 		for i := range servers {
 			servers[i] = (&lineServer{}).start(l)
@@ -453,8 +432,7 @@ func TestListenerConcurrentAccepts(t *testing.T) {
 			clients = append(clients, c)
 			runtime.Gosched()
 		}
-		stopped := make(chan time.Duration)
-		go func() { stopped <- shutListener(t, l) }()
+		stopped := beginShut(t, l)
 		for _, c := range clients {
 			c.end(t)
 		}
@@ -471,8 +449,7 @@ func TestListenerConcurrentAccepts(t *testing.T) {
 // In a Group the signals, the delay and the budget are the group's.
 func TestListenerInGroup(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ql := newQueueListener()
-		l := graceful.NewListener(ql)
+		ql, l := newQueued()
 		l.HandleSignals, l.ShutdownDelay, l.Timeout = true, time.Hour, time.Hour
 		s := &lineServer{}
 		g := &graceful.Group{Timeout: 20 * time.Second, ShutdownDelay: time.Second, NoSignalHandling: true}

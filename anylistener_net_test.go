@@ -88,8 +88,7 @@ func TestListenerTLS(t *testing.T) {
 			quiet, busy := dial(), dial()
 			busy.say(t, "hold\n")
 			<-held
-			stopped := make(chan time.Duration)
-			go func() { stopped <- shutListener(t, l) }()
+			stopped := beginShut(t, l)
 			quiet.end(t)                // io.EOF: it had a close_notify
 			for l.Stats().Open() != 1 { // its close_notify comes before its end
 				time.Sleep(time.Millisecond)
@@ -180,8 +179,7 @@ func TestListenerEmptiesQueue(t *testing.T) {
 	}
 	gate <- struct{}{} // Accept is called once, so that serving has begun
 	clients[0].hear(t, "ok x")
-	stopped := make(chan time.Duration)
-	go func() { stopped <- shutListener(t, l) }()
+	stopped := beginShut(t, l)
 	for l.Phase() != graceful.PhaseDraining {
 		time.Sleep(time.Millisecond)
 	}

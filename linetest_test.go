@@ -95,6 +95,12 @@ func (l *queueListener) Close() error {
 
 func (l *queueListener) Addr() net.Addr { return &net.UnixAddr{Name: "queue", Net: "pipe"} }
 
+// newQueued returns a Listener, and the one below it.
+func newQueued() (*queueListener, *graceful.Listener) {
+	ql := newQueueListener()
+	return ql, graceful.NewListener(ql)
+}
+
 // dial returns a connection that waits to be accepted.
 func (l *queueListener) dial() net.Conn {
 	client, server := net.Pipe()
@@ -242,6 +248,15 @@ func shutListener(t *testing.T, l *graceful.Listener) time.Duration {
 		t.Errorf("%v\n%v", err, l.Report())
 	}
 	return time.Since(began)
+}
+
+// beginShut has l shut down in the background. The channel brings how long that
+// took.
+func beginShut(t *testing.T, l *graceful.Listener) <-chan time.Duration {
+	t.Helper()
+	stopped := make(chan time.Duration, 1)
+	go func() { stopped <- shutListener(t, l) }()
+	return stopped
 }
 
 func wantTime(t *testing.T, what string, got, want time.Duration) {
