@@ -224,7 +224,7 @@ func TestDelayServes(t *testing.T) {
 func TestPanics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newVirtListener()
-		var logged lockedLog
+		var logged lockedBuffer
 		mux := http.NewServeMux()
 		mux.Handle("/10s", sleeper)
 		mux.HandleFunc("/abort", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
@@ -270,22 +270,4 @@ func TestPanics(t *testing.T) {
 			}
 		}
 	})
-}
-
-// lockedLog is written to by many.
-type lockedLog struct {
-	mu sync.Mutex // guards b
-	b  strings.Builder
-}
-
-func (l *lockedLog) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedLog) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }

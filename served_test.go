@@ -231,6 +231,18 @@ func dialTLS(t *testing.T, addr net.Addr, proto string) *client {
 	return newClient(t, nc)
 }
 
+// servePlainOrTLS serves a new socket with srv, and returns an HTTP/1 connection
+// to it.
+func servePlainOrTLS(t *testing.T, srv *graceful.Server, secure bool) (*served, *client) {
+	t.Helper()
+	if secure {
+		s := serveTLS(t, srv, listenTCP(t), false)
+		return s, dialTLS(t, waitAddr(s), "http/1.1")
+	}
+	s := serve(t, srv, listenTCP(t))
+	return s, dialClient(t, waitAddr(s))
+}
+
 // h2Client returns a transport that trusts serverTLS's certificate and speaks
 // nothing but HTTP/2, or nothing but HTTP/1.
 func h2Client(h2 bool) *http.Transport {

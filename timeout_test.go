@@ -184,12 +184,7 @@ func TestRequestTimeoutBlockedHijack(t *testing.T) {
 			defer func() { v := recover(); over <- v; panic(v) }()
 			h.ServeHTTP(w, r)
 		}))
-		conn, err := b.l.dial()
-		if err != nil {
-			b.Fatal(err)
-		}
-		defer conn.Close()
-		io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n") // and read nothing
+		io.WriteString(b.dial(), bareGet) // and read nothing
 		if v := <-over; v != http.ErrAbortHandler {
 			b.Errorf("panic %v", v)
 		}
@@ -441,10 +436,7 @@ func TestRequestTimeoutHijack(t *testing.T) {
 		}))
 		for _, path := range []string{"/", "/begun"} {
 			b.start = time.Now()
-			conn, err := b.l.dial()
-			if err != nil {
-				b.Fatal(err)
-			}
+			conn := b.dial()
 			fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", path)
 			br := bufio.NewReader(conn)
 			resp, err := http.ReadResponse(br, nil)

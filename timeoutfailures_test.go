@@ -73,11 +73,7 @@ func TestRequestTimeoutBlockedReadAborts(t *testing.T) {
 					<-r.Context().Done()
 					time.Sleep(time.Nanosecond)
 				}))
-				conn, err := b.l.dial()
-				if err != nil {
-					b.Fatal(err)
-				}
-				defer conn.Close()
+				conn := b.dial()
 				io.WriteString(conn, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\na part")
 				resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 				if err == nil {
@@ -97,11 +93,7 @@ func TestRequestTimeoutBlockedReadAborts(t *testing.T) {
 func TestRequestTimeoutLingers(t *testing.T) {
 	withBench(t, false, func(b *bench) {
 		b.serve(within(func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done(); time.Sleep(time.Nanosecond) }))
-		conn, err := b.l.dial()
-		if err != nil {
-			b.Fatal(err)
-		}
-		defer conn.Close()
+		conn := b.dial()
 		io.WriteString(conn, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n")
 		br := bufio.NewReader(conn)
 		resp, err := http.ReadResponse(br, nil)
@@ -155,16 +147,7 @@ func TestRequestTimeoutBlockedWrite(t *testing.T) {
 					defer func() { v := recover(); over <- v; panic(v) }()
 					h.ServeHTTP(w, r)
 				}))
-				if b.http2 {
-					b.get("/") // and do not read the body
-				} else {
-					conn, err := b.l.dial()
-					if err != nil {
-						b.Fatal(err)
-					}
-					defer conn.Close()
-					io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-				}
+				b.getUnread()
 				if v := <-over; v != http.ErrAbortHandler {
 					b.Errorf("panic %v", v)
 				}
@@ -328,11 +311,7 @@ func TestRequestTimeoutUndeclaredRequestTrailer(t *testing.T) {
 			io.Copy(io.Discard, r.Body)
 			fmt.Fprint(w, r.Trailer.Get("Asked"))
 		}))
-		conn, err := b.l.dial()
-		if err != nil {
-			b.Fatal(err)
-		}
-		defer conn.Close()
+		conn := b.dial()
 		go io.WriteString(conn, "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nAsked: one\r\n\r\n")
 		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 		if err != nil {

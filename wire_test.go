@@ -108,15 +108,7 @@ func TestExpectContinue(t *testing.T) {
 	for _, secure := range []bool{false, true} {
 		entered, read = make(chan struct{}), make(chan struct{})
 		srv := &graceful.Server{Server: &http.Server{Handler: h}, IdleGrace: 20 * ms, Timeout: 10 * time.Second}
-		var s *served
-		var c *client
-		if secure {
-			s = serveTLS(t, srv, listenTCP(t), false)
-			c = dialTLS(t, waitAddr(s), "http/1.1")
-		} else {
-			s = serve(t, srv, listenTCP(t))
-			c = dialClient(t, waitAddr(s))
-		}
+		s, c := servePlainOrTLS(t, srv, secure)
 		c.send("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n")
 		<-entered
 		s.stop()
@@ -156,15 +148,7 @@ func TestPipelined(t *testing.T) {
 				io.WriteString(w, strings.Repeat("x", 1<<16))
 			})
 			srv := &graceful.Server{Server: &http.Server{Handler: h}, IdleGrace: 100 * ms, Timeout: 10 * time.Second}
-			var s *served
-			var c *client
-			if secure {
-				s = serveTLS(t, srv, listenTCP(t), false)
-				c = dialTLS(t, waitAddr(s), "http/1.1")
-			} else {
-				s = serve(t, srv, listenTCP(t))
-				c = dialClient(t, waitAddr(s))
-			}
+			s, c := servePlainOrTLS(t, srv, secure)
 			c.send("GET /first HTTP/1.1\r\nHost: h\r\n\r\nGET /second HTTP/1.1\r\nHost: h\r\n\r\n")
 			<-g.entered
 			s.stop()
