@@ -59,7 +59,7 @@ func TestListenerTLS(t *testing.T) {
 			}
 			release := make(chan struct{})
 			held := make(chan struct{})
-			s := (&lineServer{handle: func(c net.Conn, line string) (string, bool) {
+			s := (&lineServer{left: make(chan struct{}, 2), handle: func(c net.Conn, line string) (string, bool) {
 				if line != "hold" {
 					return "", false
 				}
@@ -89,10 +89,8 @@ func TestListenerTLS(t *testing.T) {
 			busy.say(t, "hold\n")
 			<-held
 			stopped := beginShut(t, l)
-			quiet.end(t)                // io.EOF: it had a close_notify
-			for l.Stats().Open() != 1 { // its close_notify comes before its end
-				time.Sleep(time.Millisecond)
-			}
+			quiet.end(t) // io.EOF: it had a close_notify
+			<-s.left     // which comes before the connection's end
 			time.Sleep(2 * l.IdleGrace)
 			if s := l.Stats(); s.Active != 1 || s.Open() != 1 {
 				t.Errorf("while one is busy: %v", s)

@@ -118,6 +118,7 @@ type lineServer struct {
 	greeting string
 	over     func(net.Conn) net.Conn // laid over what is accepted, if not nil
 	handle   func(c net.Conn, line string) (reply string, handled bool)
+	left     chan struct{} // takes a value when a connection has been closed, if not nil
 
 	began time.Time
 	done  chan struct{} // closed when serve returns
@@ -150,7 +151,12 @@ func (s *lineServer) start(l net.Listener) *lineServer {
 }
 
 func (s *lineServer) serve(c net.Conn) {
-	defer c.Close()
+	defer func() {
+		c.Close()
+		if s.left != nil {
+			s.left <- struct{}{}
+		}
+	}()
 	if s.greeting != "" {
 		io.WriteString(c, s.greeting)
 	}

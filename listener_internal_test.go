@@ -132,6 +132,8 @@ func (l *slowListener) Accept() (net.Conn, error) {
 // was accepted is answered.
 func TestPortableBusy(t *testing.T) {
 	t.Parallel()
+	const enough = 100
+	underLoad := make(chan struct{}) // closed when so many have been answered
 	var accepted, answered atomic.Int32
 	s := &Server{
 		Server: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -156,16 +158,16 @@ func TestPortableBusy(t *testing.T) {
 				b, err := io.ReadAll(nc)
 				nc.Close()
 				if err == nil && len(b) > 0 {
-					answered.Add(1)
+					if answered.Add(1) == enough {
+						close(underLoad)
+					}
 				} else if errors.Is(err, os.ErrDeadlineExceeded) {
 					t.Error("a client hangs")
 				}
 			}
 		})
 	}
-	for answered.Load() < 100 {
-		time.Sleep(time.Millisecond)
-	}
+	<-underLoad
 	if err := s.Shutdown(t.Context()); err != nil {
 		t.Error(err)
 	}

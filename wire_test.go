@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -29,7 +28,7 @@ func TestDeafPeers(t *testing.T) {
 			name = "a TLS listener"
 		}
 		t.Run(name, func(t *testing.T) {
-			var stuck atomic.Int32
+			stuck := make(chan struct{}, n)
 			var handlers sync.WaitGroup
 			over := make(chan struct{})
 			type socketKey struct{}
@@ -46,7 +45,7 @@ func TestDeafPeers(t *testing.T) {
 					}
 				}
 				nc.SetWriteDeadline(time.Time{})
-				stuck.Add(1)
+				stuck <- struct{}{}
 				if r.URL.Path == "/write" {
 					w.Write(make([]byte, 1<<20))
 				}
@@ -67,9 +66,12 @@ func TestDeafPeers(t *testing.T) {
 				nc.(*net.TCPConn).SetReadBuffer(4 << 10)
 				newClient(t, tls.Client(nc, config)).ask([]string{"/write", "/wait"}[i%2])
 			}
-			for began := time.Now(); stuck.Load() < n; time.Sleep(10 * ms) {
-				if time.Since(began) > 20*time.Second {
-					t.Fatalf("only %d are stuck", stuck.Load())
+			patience := time.After(20 * time.Second)
+			for i := range n {
+				select {
+				case <-stuck:
+				case <-patience:
+					t.Fatalf("only %d are stuck", i)
 				}
 			}
 			s.stop()
