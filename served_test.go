@@ -251,3 +251,28 @@ func h2Client(h2 bool) *http.Transport {
 	tr.Protocols.SetHTTP2(h2)
 	return tr
 }
+
+// waitPhase waits until s has come to p.
+func waitPhase(s *served, p graceful.Phase) {
+	s.t.Helper()
+	for began := time.Now(); s.Phase() < p; time.Sleep(ms) {
+		if time.Since(began) > 10*time.Second {
+			s.t.Fatalf("%v after 10 s, not yet %v", s.Phase(), p)
+		}
+	}
+}
+
+// waitRefused waits until nobody can connect to addr.
+func waitRefused(t *testing.T, addr net.Addr) {
+	t.Helper()
+	for began := time.Now(); ; time.Sleep(10 * ms) {
+		nc, err := net.Dial(addr.Network(), addr.String())
+		if err != nil {
+			return
+		}
+		nc.Close()
+		if time.Since(began) > 10*time.Second {
+			t.Fatalf("%v still accepts", addr)
+		}
+	}
+}
