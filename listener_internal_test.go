@@ -83,7 +83,6 @@ func TestPortableQueue(t *testing.T) {
 				resp.Body.Close()
 			})
 		}
-		began := time.Now()
 		s.Stop(20 * time.Second)
 		for !s.life.shutting.Load() || s.Phase() < PhaseDraining {
 			time.Sleep(time.Millisecond)
@@ -93,17 +92,7 @@ func TestPortableQueue(t *testing.T) {
 			<-entered
 		}
 		// Nobody else comes, and nobody is waited for: it is closed.
-		for {
-			nc, err := net.Dial("tcp", l.Addr().String())
-			if err != nil {
-				break
-			}
-			nc.Close()
-			if time.Since(began) > 10*time.Second {
-				t.Fatal("the socket is still open")
-			}
-			time.Sleep(time.Millisecond)
-		}
+		waitClosed(t, l)
 		close(open)
 		clients.Wait()
 		if err := <-done; err != nil {
@@ -204,18 +193,24 @@ func TestPortableLimit(t *testing.T) {
 	io.WriteString(nc, "GET / HTTP/1.1\r\nHost: h\r\n\r\n")
 	<-entered
 	s.Stop(0)
+	waitClosed(t, l)
+	close(open)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// waitClosed waits until nobody can connect to l any more.
+func waitClosed(t *testing.T, l net.Listener) {
+	t.Helper()
 	for began := time.Now(); ; time.Sleep(time.Millisecond) {
 		nc, err := net.Dial("tcp", l.Addr().String())
 		if err != nil {
-			break
+			return
 		}
 		nc.Close()
 		if time.Since(began) > 10*time.Second {
 			t.Fatal("the socket is still open")
 		}
-	}
-	close(open)
-	if err := <-done; err != nil {
-		t.Error(err)
 	}
 }
