@@ -2,10 +2,8 @@ package graceful_test
 
 import (
 	"context"
-	"errors"
 	"io"
 	"net"
-	"runtime"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -23,8 +21,7 @@ func sayFarewell(c net.Conn) { io.WriteString(c, farewell+"\n") }
 // use got the farewell in the place of its answer.
 func TestListenerOnDrain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ql := newQueueListener()
-		l := graceful.NewListener(ql)
+		ql, l := newQueued()
 		var calls atomic.Int32
 		l.Patience = -1
 		l.OnDrain = func(c net.Conn) {
@@ -45,8 +42,7 @@ func TestListenerOnDrain(t *testing.T) {
 		for _, c := range []*lineClient{quiet, busy} {
 			c.began = time.Now()
 		}
-		stopped := make(chan time.Duration)
-		go func() { stopped <- shutListener(t, l) }()
+		stopped := beginShut(t, l)
 		late.hear(t, "220 hello")
 		synctest.Wait()
 		if got := openStates(l); got != "0 new, 3 active, 0 idle" {
@@ -74,8 +70,7 @@ func TestListenerOnDrain(t *testing.T) {
 // command that came meanwhile is answered.
 func TestListenerOnDrainIsNoAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ql := newQueueListener()
-		l := graceful.NewListener(ql)
+		ql, l := newQueued()
 		said := make(chan struct{})
 		l.Patience = -1
 		l.OnDrain = func(c net.Conn) {
@@ -90,8 +85,7 @@ func TestListenerOnDrainIsNoAnswer(t *testing.T) {
 		}}).start(l)
 		c := newLineClient(ql.dial())
 		synctest.Wait()
-		stopped := make(chan time.Duration)
-		go func() { stopped <- shutListener(t, l) }()
+		stopped := beginShut(t, l)
 		synctest.Wait()
 		c.say(t, "work\n")
 		close(said)
@@ -107,372 +101,10 @@ func TestListenerOnDrainIsNoAnswer(t *testing.T) {
 	})
 }
 
-func TestBusy(t *testing.T) {
-	for _, tc := range []struct {
-		name string
-		over func(net.Conn) net.Conn
-	}{
-		{"the connection itself", nil},
-		{"a wrapper", func(c net.Conn) net.Conn { return callersConn{c} }},
-		{"two of them", func(c net.Conn) net.Conn { return callersConn{callersConn{c}} }},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				ql := newQueueListener()
-				l := graceful.NewListener(ql)
-				l.Patience = -1
-				// Every command is handed to a worker, who keeps the
-				// connection busy; its first answer comes at once.
-				s := &lineServer{over: tc.over}
-				s.handle = func(c net.Conn, line string) (string, bool) {
-					first, second := graceful.Busy(c), graceful.Busy(c)
-					time.AfterFunc(2*time.Second, func() { first(); first() })
-					time.AfterFunc(3*time.Second, func() {
-						io.WriteString(c, "done\n")
-						second()
-					})
-					return "queued", true
-				}
-				s.start(l)
-				c := newLineClient(ql.dial())
-				c.say(t, "work\n")
-				c.hear(t, "queued")
-				c.began = time.Now()
-				stopped := make(chan time.Duration)
-				go func() { stopped <- shutListener(t, l) }()
-				for _, want := range []string{"0 new, 1 active, 0 idle", "0 new, 1 active, 0 idle"} {
-					synctest.Wait()
-					if got := openStates(l); got != want {
-						t.Errorf("at %v: %s, want %s", time.Since(c.began), got, want)
-					}
-					time.Sleep(2 * time.Second)
-				}
-				c.hear(t, "done")
-				synctest.Wait()
-				c.end(t)
-				// The pipe holds the answer until it is taken, at 4 s.
-				wantTime(t, "the shutdown's end", <-stopped, 4500*time.Millisecond)
-				s.wait()
-			})
-		})
-	}
-}
-
-// callersConn is somebody's wrapper that says what it is around.
-type callersConn struct{ net.Conn }
-
-func (c callersConn) NetConn() net.Conn { return c.Conn }
-
-// For a connection that is not a Listener's, Busy does nothing.
-func TestBusyElsewhere(t *testing.T) {
-	a, b := net.Pipe()
-	defer b.Close()
-	for _, c := range []net.Conn{nil, a, callersConn{a}, callersConn{nil}} {
-		done := graceful.Busy(c)
-		done()
-		done()
-	}
-	a.Close()
-}
-
-// Busy may come when the connection has just been told to end, and must not be
-// answered with the deadline by which it was told.
-func TestBusyAgainstTheEnd(t *testing.T) {
-	for range 200 {
-		synctest.Test(t, func(t *testing.T) {
-			ql := newQueueListener()
-			l := graceful.NewListener(ql)
-			accepted := make(chan net.Conn, 1)
-			s := &lineServer{over: func(c net.Conn) net.Conn {
-				accepted <- c
-				return c
-			}}
-			s.start(l)
-			c := newLineClient(ql.dial())
-			c.ask(t, "x")
-			nc := <-accepted
-			stopped := make(chan time.Duration)
-			go func() { stopped <- shutListener(t, l) }()
-			time.Sleep(500 * time.Millisecond) // the very moment
-			done := graceful.Busy(nc)
-			time.AfterFunc(time.Second, done)
-			c.end(t)
-			time.Sleep(time.Second)
-			<-stopped
-			s.wait()
-			// Either the end was the earlier, or it waited. An error of the
-			// deadline is neither.
-			for _, err := range s.errs {
-				t.Error(err)
-			}
-		})
-	}
-}
-
-// Accept comes back when the drain is over, and not before: a server that
-// closes its connections then, loses nothing by it.
-func TestListenerAcceptBlocks(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ql := newQueueListener()
-		l := graceful.NewListener(ql)
-		s := (&lineServer{}).start(l)
-		c := newLineClient(ql.dial())
-		c.say(t, "wait 10s\n")
-		stopped := make(chan time.Duration)
-		go func() { stopped <- shutListener(t, l) }()
-		c.hear(t, "ok wait 10s")
-		c.end(t)
-		s.wait()
-		wantTime(t, "Accept", s.ended, 10*time.Second)
-		wantTime(t, "Shutdown", <-stopped, 10*time.Second)
-		var op *net.OpError
-		if !errors.Is(s.err, net.ErrClosed) || !errors.As(s.err, &op) || op.Op != "accept" {
-			t.Errorf("Accept: %v", s.err)
-		}
-		if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
-			t.Errorf("Accept again: %v", err)
-		}
-	})
-}
-
-func TestListenerClose(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ql := newQueueListener()
-		l := graceful.NewListener(ql)
-		l.ShutdownDelay = time.Hour
-		s := (&lineServer{}).start(l)
-		c := newLineClient(ql.dial())
-		c.say(t, "wait 3s\n")
-		time.Sleep(time.Second)
-		if err := l.Close(); err != nil {
-			t.Error(err)
-		}
-		<-s.done
-		wantTime(t, "Accept", s.ended, time.Second)
-		if !errors.Is(s.err, net.ErrClosed) {
-			t.Error(s.err)
-		}
-		if err := l.Close(); err != nil {
-			t.Errorf("again: %v", err)
-		}
-		c.hear(t, "ok wait 3s")
-		wantTime(t, "the connection's end", c.end(t), 3*time.Second)
-		<-l.Done()
-		wantTime(t, "the shutdown's", time.Since(s.began), 3*time.Second)
-		if r := l.Report(); r.Reason != "Close" || r.Phase != graceful.PhaseStopped {
-			t.Errorf("report: %v", r)
-		}
-		s.wait()
-	})
-}
-
-// Close during the drain lets Accept go, and the drain go on.
-func TestListenerCloseWhileDraining(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ql := newQueueListener()
-		l := graceful.NewListener(ql)
-		s := (&lineServer{}).start(l)
-		c := newLineClient(ql.dial())
-		c.say(t, "wait 3s\n")
-		stopped := make(chan time.Duration)
-		go func() { stopped <- shutListener(t, l) }()
-		time.Sleep(time.Second)
-		l.Close()
-		<-s.done
-		wantTime(t, "Accept", s.ended, time.Second)
-		c.hear(t, "ok wait 3s")
-		c.end(t)
-		wantTime(t, "Shutdown", <-stopped, 3*time.Second)
-		s.wait()
-	})
-}
-
-// A listener that nobody ever accepted from ends.
-func TestListenerUnused(t *testing.T) {
-	for _, how := range []string{"Close", "Shutdown"} {
-		t.Run(how, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				ql := newQueueListener()
-				l := graceful.NewListener(ql)
-				if l.Phase() != graceful.PhaseServing || l.Stats().Open() != 0 || l.Report().Reason != "" {
-					t.Errorf("%v, %v, %v", l.Phase(), l.Stats(), l.Report())
-				}
-				if how == "Close" {
-					if err := l.Close(); err != nil {
-						t.Error(err)
-					}
-				} else {
-					wantTime(t, "Shutdown", shutListener(t, l), 500*time.Millisecond)
-				}
-				<-l.Done()
-				if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
-					t.Error(err)
-				}
-				if err := ql.Close(); err != net.ErrClosed {
-					t.Errorf("the listener below is open: %v", err)
-				}
-			})
-		})
-	}
-}
-
-// A server that has ceased to call Accept does not keep the shutdown from
-// ending. One that does one thing at a time comes back to it, and those who
-// wait in the queue are served: what used to happen is that it was given up
-// after a quiet window.
-func TestListenerNoAccept(t *testing.T) {
-	t.Run("ceased", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			ql := newQueueListener()
-			l := graceful.NewListener(ql)
-			ql.dial()
-			nc, err := l.Accept()
-			if err != nil {
-				t.Fatal(err)
-			}
-			time.AfterFunc(1800*time.Millisecond, func() { nc.Close() })
-			// At the second look after the connection's end.
-			wantTime(t, "Shutdown", shutListener(t, l), 2250*time.Millisecond)
-		})
-	})
-	t.Run("one at a time", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			ql := newQueueListener()
-			l := graceful.NewListener(ql)
-			s := &lineServer{}
-			over := make(chan error)
-			go func() {
-				for {
-					c, err := l.Accept()
-					if err != nil {
-						over <- err
-						return
-					}
-					s.serve(c)
-				}
-			}()
-			first, second := newLineClient(ql.dial()), newLineClient(ql.dial())
-			stopped := make(chan time.Duration)
-			go func() { stopped <- shutListener(t, l) }()
-			first.ask(t, "wait 3s")
-			wantTime(t, "the first's end", first.end(t), 3*time.Second)
-			second.ask(t, "wait 3s")
-			wantTime(t, "the second's end", second.end(t), 6*time.Second)
-			<-over
-			<-stopped
-		})
-	})
-}
-
-func TestListenerLimit(t *testing.T) {
-	for _, limit := range []string{"Limit", "LimitListener"} {
-		t.Run(limit, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				ql := newQueueListener()
-				l := graceful.NewListener(ql)
-				if limit == "Limit" {
-					l.Limit = 2
-				} else {
-					l = graceful.NewListener(graceful.LimitListener(ql, 2))
-				}
-				s := (&lineServer{}).start(l)
-				a, b, c := newLineClient(ql.dial()), newLineClient(ql.dial()), newLineClient(ql.dial())
-				synctest.Wait()
-				if got := openStates(l); got != "2 new, 0 active, 0 idle" {
-					t.Errorf("with three clients: %s", got)
-				}
-				a.Close()
-				c.ask(t, "x")
-				// A fourth waits in the queue when the drain begins, and a
-				// full limit keeps neither it nor the end waiting for ever.
-				d := newLineClient(ql.dial())
-				b.say(t, "wait 2s\n")
-				stopped := make(chan time.Duration)
-				go func() { stopped <- shutListener(t, l) }()
-				b.hear(t, "ok wait 2s")
-				b.end(t)
-				c.end(t)
-				<-stopped
-				d.Close()
-				s.wait()
-			})
-		})
-	}
-}
-
-func TestListenerFields(t *testing.T) {
-	for _, tc := range []struct {
-		set  func(*graceful.Listener)
-		want string
-	}{
-		{func(l *graceful.Listener) { l.Timeout = -1 }, "graceful: Listener.Timeout is negative: -1ns"},
-		{func(l *graceful.Listener) { l.ShutdownDelay = -time.Second }, "graceful: Listener.ShutdownDelay is negative: -1s"},
-		{func(l *graceful.Listener) { l.Limit = -2 }, "graceful: Listener.Limit is negative: -2"},
-	} {
-		for _, end := range []string{"Close", "Shutdown"} {
-			ql := newQueueListener()
-			l := graceful.NewListener(ql)
-			tc.set(l)
-			for range 2 {
-				if _, err := l.Accept(); err == nil || err.Error() != tc.want {
-					t.Errorf("Accept: %v, want %s", err, tc.want)
-				}
-			}
-			if end == "Close" {
-				l.Close()
-			} else {
-				shutListener(t, l)
-			}
-			<-l.Done()
-			if ql.Close() == nil {
-				t.Errorf("%s left the listener open: %s", end, tc.want)
-			}
-		}
-	}
-	defer func() {
-		if recover() == nil {
-			t.Error("NewListener(nil) returned")
-		}
-	}()
-	graceful.NewListener(nil)
-}
-
-// Several goroutines may accept.
-func TestListenerConcurrentAccepts(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ql := newQueueListener()
-		l := graceful.NewListener(ql)
-		servers := make([]*lineServer, 4)
-		for i := range servers {
-			servers[i] = (&lineServer{}).start(l)
-		}
-		var clients []*lineClient
-		for range 40 {
-			c := newLineClient(ql.dial())
-			c.ask(t, "x")
-			clients = append(clients, c)
-			runtime.Gosched()
-		}
-		stopped := make(chan time.Duration)
-		go func() { stopped <- shutListener(t, l) }()
-		for _, c := range clients {
-			c.end(t)
-		}
-		wantTime(t, "Shutdown", <-stopped, 500*time.Millisecond)
-		for _, s := range servers {
-			s.wait()
-			if !errors.Is(s.err, net.ErrClosed) {
-				t.Error(s.err)
-			}
-		}
-	})
-}
-
 // In a Group the signals, the delay and the budget are the group's.
 func TestListenerInGroup(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ql := newQueueListener()
-		l := graceful.NewListener(ql)
+		ql, l := newQueued()
 		l.HandleSignals, l.ShutdownDelay, l.Timeout = true, time.Hour, time.Hour
 		s := &lineServer{}
 		g := &graceful.Group{Timeout: 20 * time.Second, ShutdownDelay: time.Second, NoSignalHandling: true}

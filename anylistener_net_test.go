@@ -59,7 +59,7 @@ func TestListenerTLS(t *testing.T) {
 			}
 			release := make(chan struct{})
 			held := make(chan struct{})
-			s := (&lineServer{handle: func(c net.Conn, line string) (string, bool) {
+			s := (&lineServer{left: make(chan struct{}, 2), handle: func(c net.Conn, line string) (string, bool) {
 				if line != "hold" {
 					return "", false
 				}
@@ -88,12 +88,9 @@ func TestListenerTLS(t *testing.T) {
 			quiet, busy := dial(), dial()
 			busy.say(t, "hold\n")
 			<-held
-			stopped := make(chan time.Duration)
-			go func() { stopped <- shutListener(t, l) }()
-			quiet.end(t)                // io.EOF: it had a close_notify
-			for l.Stats().Open() != 1 { // its close_notify comes before its end
-				time.Sleep(time.Millisecond)
-			}
+			stopped := beginShut(t, l)
+			quiet.end(t) // io.EOF: it had a close_notify
+			<-s.left     // which comes before the connection's end
 			time.Sleep(2 * l.IdleGrace)
 			if s := l.Stats(); s.Active != 1 || s.Open() != 1 {
 				t.Errorf("while one is busy: %v", s)
@@ -180,8 +177,7 @@ func TestListenerEmptiesQueue(t *testing.T) {
 	}
 	gate <- struct{}{} // Accept is called once, so that serving has begun
 	clients[0].hear(t, "ok x")
-	stopped := make(chan time.Duration)
-	go func() { stopped <- shutListener(t, l) }()
+	stopped := beginShut(t, l)
 	for l.Phase() != graceful.PhaseDraining {
 		time.Sleep(time.Millisecond)
 	}

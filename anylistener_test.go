@@ -16,8 +16,7 @@ import (
 
 func TestListenerStates(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ql := newQueueListener()
-		l := graceful.NewListener(ql)
+		ql, l := newQueued()
 		var push net.Conn
 		s := (&lineServer{handle: func(c net.Conn, line string) (string, bool) {
 			push = c
@@ -72,8 +71,7 @@ func TestListenerQuietWindow(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				ql := newQueueListener()
-				l := graceful.NewListener(ql)
+				ql, l := newQueued()
 				l.IdleGrace = tc.grace
 				s := (&lineServer{}).start(l)
 				c := newLineClient(ql.dial())
@@ -81,8 +79,7 @@ func TestListenerQuietWindow(t *testing.T) {
 				synctest.Wait()
 				time.Sleep(tc.idle)
 				c.began = time.Now()
-				stopped := make(chan time.Duration)
-				go func() { stopped <- shutListener(t, l) }()
+				stopped := beginShut(t, l)
 				if tc.during != "" {
 					time.Sleep(100 * time.Millisecond)
 					c.ask(t, tc.during)
@@ -120,16 +117,14 @@ func TestListenerPatience(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				ql := newQueueListener()
-				l := graceful.NewListener(ql)
+				ql, l := newQueued()
 				l.IdleGrace, l.Patience = tc.grace, tc.patience
 				s := (&lineServer{}).start(l)
 				c := newLineClient(ql.dial())
 				c.ask(t, "x")
 				synctest.Wait()
 				c.began = time.Now()
-				stopped := make(chan time.Duration)
-				go func() { stopped <- shutListener(t, l) }()
+				stopped := beginShut(t, l)
 				asked := 0
 				for time.Since(c.began) < tc.end {
 					if _, err := io.WriteString(c, tc.every+"\n"); err != nil {
@@ -156,8 +151,7 @@ func TestListenerPatience(t *testing.T) {
 // Without patience's end such a client is waited for until Timeout.
 func TestListenerPatienceWithoutEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ql := newQueueListener()
-		l := graceful.NewListener(ql)
+		ql, l := newQueued()
 		l.Patience, l.Timeout = -1, time.Minute
 		s := (&lineServer{}).start(l)
 		c := newLineClient(ql.dial())
@@ -187,8 +181,7 @@ func TestListenerPatienceWithoutEnd(t *testing.T) {
 // closed only after them.
 func TestListenerPatienceBesideNew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ql := newQueueListener()
-		l := graceful.NewListener(ql)
+		ql, l := newQueued()
 		l.Patience = time.Millisecond
 		s := (&lineServer{}).start(l)
 		c := newLineClient(ql.dial())
@@ -196,8 +189,7 @@ func TestListenerPatienceBesideNew(t *testing.T) {
 		time.Sleep(50 * time.Millisecond)
 		silent := newLineClient(ql.dial())
 		synctest.Wait()
-		stopped := make(chan time.Duration)
-		go func() { stopped <- shutListener(t, l) }()
+		stopped := beginShut(t, l)
 		c.hear(t, "ok wait 100ms")
 		wantTime(t, "the end of the one that fell idle", c.end(t), 100*time.Millisecond)
 		wantTime(t, "the end of the silent one", silent.end(t), 500*time.Millisecond)
@@ -209,8 +201,7 @@ func TestListenerPatienceBesideNew(t *testing.T) {
 // A peer that never completes its command is waited for, and named.
 func TestListenerTimeoutNames(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ql := newQueueListener()
-		l := graceful.NewListener(ql)
+		ql, l := newQueued()
 		l.Timeout = 3 * time.Second
 		var log strings.Builder
 		l.LogFunc = func(format string, args ...any) {
@@ -250,8 +241,7 @@ func TestListenerTimeoutNames(t *testing.T) {
 
 func TestListenerShutdownContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ql := newQueueListener()
-		l := graceful.NewListener(ql)
+		ql, l := newQueued()
 		s := (&lineServer{}).start(l)
 		c := newLineClient(ql.dial())
 		c.say(t, "wait 10s\n")
@@ -275,12 +265,10 @@ func TestListenerShutdownContext(t *testing.T) {
 
 func TestListenerDelay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ql := newQueueListener()
-		l := graceful.NewListener(ql)
+		ql, l := newQueued()
 		l.ShutdownDelay = 3 * time.Second
 		s := (&lineServer{}).start(l)
-		stopped := make(chan time.Duration)
-		go func() { stopped <- shutListener(t, l) }()
+		stopped := beginShut(t, l)
 		<-l.Draining()
 		time.Sleep(2 * time.Second)
 		if l.Phase() != graceful.PhaseDelaying {

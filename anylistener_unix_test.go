@@ -3,18 +3,15 @@
 package graceful_test
 
 import (
-	"bufio"
-	"errors"
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/seed-121bbccf/graceful"
+	"github.com/seed-121bbccf/graceful/internal/childproc"
 )
 
 const listenerChildEnv = "GRACEFUL_TEST_LISTENER_CHILD"
@@ -53,23 +50,8 @@ func TestListenerSignals(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			cmd := exec.Command(os.Args[0], "-test.run=^TestListenerChild$")
-			cmd.Env = append(os.Environ(), listenerChildEnv+"=1")
-			cmd.Stderr = os.Stderr
-			out, err := cmd.StdoutPipe()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
-			defer cmd.Process.Kill()
-			lines := bufio.NewReader(out)
-			addr, err := lines.ReadString('\n')
-			if err != nil {
-				t.Fatal(err)
-			}
-			nc, err := net.Dial("tcp", strings.TrimSpace(addr))
+			p := childproc.Start(t, "TestListenerChild", listenerChildEnv+"=1")
+			nc, err := net.Dial("tcp", p.Line())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -82,25 +64,16 @@ func TestListenerSignals(t *testing.T) {
 			c.say(t, work+"\n")
 			// The command has to be there when the signal comes.
 			time.Sleep(50 * time.Millisecond)
-			if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
-				t.Fatal(err)
-			}
+			p.Signal(syscall.SIGTERM)
 			if tc.second {
 				time.Sleep(300 * time.Millisecond) // more than the 250 of one keypress
-				if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
-					t.Fatal(err)
-				}
+				p.Signal(syscall.SIGTERM)
 			} else {
 				c.hear(t, "ok "+work)
 			}
 			c.end(t)
-			if got, err := lines.ReadString('\n'); strings.TrimSpace(got) != tc.want {
-				t.Errorf("child said %q, %v, want %q", got, err, tc.want)
-			}
-			var exit *exec.ExitError
-			if err := cmd.Wait(); !errors.As(err, &exit) || exit.ExitCode() != 3 {
-				t.Errorf("child ended with %v", err)
-			}
+			p.Says(tc.want)
+			p.Exit(3, 0)
 		})
 	}
 }

@@ -58,9 +58,8 @@ type RequestDeadline struct {
 // is when the server is in the request's context, as net/http puts it there.
 func (d *RequestDeadline) Handler(next http.Handler) http.Handler {
 	h := &deadlineHandler{
-		limit: newLimit(d.Max, d.Parameter, d.LongRunning, d.Received),
+		limit: newLimit(d.Max, d.Parameter, d.LongRunning, d.Received, next),
 		grace: d.Grace,
-		next:  next,
 	}
 	switch {
 	case h.grace == 0:
@@ -74,18 +73,11 @@ func (d *RequestDeadline) Handler(next http.Handler) http.Handler {
 type deadlineHandler struct {
 	limit
 	grace time.Duration
-	next  http.Handler
 }
 
 func (h *deadlineHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if h.longRunning(r) {
-		h.next.ServeHTTP(w, r)
-		return
-	}
-	now := time.Now()
-	deadline, err := h.deadline(r, now)
-	if err != nil {
-		writeError(w, r, http.StatusBadRequest, err.Error())
+	now, deadline, ok := h.begin(w, r)
+	if !ok {
 		return
 	}
 	h.setConn(w, r, now, deadline.Add(h.grace))
@@ -144,16 +136,34 @@ type limit struct {
 	parameter   string
 	longRunning func(*http.Request) bool
 	received    func(*http.Request) time.Time
+	next        http.Handler
 }
 
-func newLimit(most time.Duration, parameter string, longRunning func(*http.Request) bool, received func(*http.Request) time.Time) limit {
+func newLimit(most time.Duration, parameter string, longRunning func(*http.Request) bool, received func(*http.Request) time.Time, next http.Handler) limit {
 	if most <= 0 {
 		most = time.Minute
 	}
 	if longRunning == nil {
 		longRunning = DefaultLongRunning
 	}
-	return limit{most, parameter, longRunning, received}
+	return limit{most, parameter, longRunning, received, next}
+}
+
+// begin returns when it was called and when r has to be answered. It reports
+// false if there is nothing left to do: a request without an end of its own is
+// next's alone, and one that asks for nonsense is told so.
+func (l *limit) begin(w http.ResponseWriter, r *http.Request) (now, deadline time.Time, ok bool) {
+	if l.longRunning(r) {
+		l.next.ServeHTTP(w, r)
+		return now, deadline, false
+	}
+	now = time.Now()
+	deadline, err := l.deadline(r, now)
+	if err != nil {
+		writeError(w, r, http.StatusBadRequest, err.Error())
+		return now, deadline, false
+	}
+	return now, deadline, true
 }
 
 // deadline returns when r has to be answered. An error is for the client to

@@ -72,16 +72,7 @@ func TestRequestDeadlineConnection(t *testing.T) {
 				b.elapsed(tt.want)
 
 				b.start = time.Now()
-				if b.http2 {
-					b.get("/") // and do not read the body
-				} else {
-					conn, err := b.l.dial()
-					if err != nil {
-						b.Fatal(err)
-					}
-					defer conn.Close()
-					io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-				}
+				b.getUnread()
 				if err := <-over; err == nil {
 					b.Error("writing ended without an error")
 				}
@@ -126,13 +117,9 @@ func TestRequestDeadlineServerTimeouts(t *testing.T) {
 			}
 			over <- err
 		})))
-		for _, request := range []string{"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n", "GET / HTTP/1.1\r\nHost: x\r\n\r\n"} {
+		for _, request := range []string{"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n", bareGet} {
 			b.start = time.Now()
-			conn, err := b.l.dial()
-			if err != nil {
-				b.Fatal(err)
-			}
-			defer conn.Close()
+			conn := b.dial()
 			io.WriteString(conn, request)
 			if err := <-over; !errors.Is(err, os.ErrDeadlineExceeded) {
 				b.Error(err)
@@ -190,12 +177,8 @@ func TestRequestDeadlineDerivedContexts(t *testing.T) {
 				}
 			})).ServeHTTP(w, r.WithContext(ctx))
 		})))
-		conn, err := b.l.dial()
-		if err != nil {
-			b.Fatal(err)
-		}
-		defer conn.Close()
-		io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+		conn := b.dial()
+		io.WriteString(conn, bareGet)
 		if _, err := http.ReadResponse(bufio.NewReader(conn), nil); err != nil {
 			b.Error(err)
 		}

@@ -3,17 +3,15 @@
 package graceful_test
 
 import (
-	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/seed-121bbccf/graceful"
+	"github.com/seed-121bbccf/graceful/internal/childproc"
 )
 
 const groupChildEnv = "GRACEFUL_TEST_GROUP_CHILD"
@@ -75,43 +73,18 @@ func TestGroupSignals(t *testing.T) {
 	} {
 		t.Run(tc.part, func(t *testing.T) {
 			t.Parallel()
-			cmd := exec.Command(os.Args[0], "-test.run=^TestGroupChild$")
-			cmd.Env = append(os.Environ(), groupChildEnv+"="+tc.part)
-			cmd.Stderr = os.Stderr
-			out, err := cmd.StdoutPipe()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
-			defer cmd.Process.Kill()
-			lines := bufio.NewScanner(out)
+			c := childproc.Start(t, "TestGroupChild", groupChildEnv+"="+tc.part)
 			for _, step := range append([]string{"ready"}, tc.steps...) {
 				switch step {
 				case "wait":
 					time.Sleep(again)
 				case "SIGTERM":
-					if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
-						t.Fatal(err)
-					}
+					c.Signal(syscall.SIGTERM)
 				default:
-					if !lines.Scan() || lines.Text() != step {
-						t.Fatalf("child said %q, want %q (%v)", lines.Text(), step, lines.Err())
-					}
+					c.Says(step)
 				}
 			}
-			if lines.Scan() {
-				t.Errorf("child also said %q", lines.Text())
-			}
-			var exit *exec.ExitError
-			if err := cmd.Wait(); !errors.As(err, &exit) {
-				t.Fatalf("child ended with %v", err)
-			}
-			ws := exit.Sys().(syscall.WaitStatus)
-			if tc.died != 0 && (!ws.Signaled() || ws.Signal() != tc.died) || tc.died == 0 && ws.ExitStatus() != 3 {
-				t.Errorf("child ended with %v, want signal %v or exit 3", exit, tc.died)
-			}
+			c.Exit(3, tc.died)
 		})
 	}
 }

@@ -1,6 +1,7 @@
 package graceful
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -20,11 +21,8 @@ func untilLeft(d time.Duration) time.Duration { return min(d/10, lastWords) }
 
 // check says what is wrong with the group's fields.
 func (g *Group) check() error {
-	switch {
-	case g.Timeout < 0:
-		return fmt.Errorf("graceful: Group.Timeout is negative: %v", g.Timeout)
-	case g.ShutdownDelay < 0:
-		return fmt.Errorf("graceful: Group.ShutdownDelay is negative: %v", g.ShutdownDelay)
+	if err := cmp.Or(notNegative("Group.Timeout", g.Timeout), notNegative("Group.ShutdownDelay", g.ShutdownDelay)); err != nil {
+		return err
 	}
 	if spent := g.ShutdownDelay + g.reserve(g.WorkerReserve) + g.reserve(g.CleanupReserve); g.Timeout > 0 && spent >= g.Timeout {
 		return fmt.Errorf("graceful: Group.Timeout of %v leaves nothing for the servers: ShutdownDelay %v, WorkerReserve %v, CleanupReserve %v",

@@ -196,10 +196,5 @@ func (g *Group) names(tasks []*groupTask) string {
 }
 
 func (g *Group) logf(format string, args ...any) {
-	switch {
-	case g.LogFunc != nil:
-		g.LogFunc("graceful: "+format, args...)
-	case g.Logger != nil:
-		g.Logger.Printf("graceful: "+format, args...)
-	}
+	logTo(g.LogFunc, g.Logger, "graceful: "+format, args...)
 }

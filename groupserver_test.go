@@ -217,3 +217,76 @@ func TestGroupAddTwice(t *testing.T) {
 		}()
 	}
 }
+
+func TestGroupReadyHandler(t *testing.T) {
+	g := &graceful.Group{NoSignalHandling: true}
+	probe := func(code int, body string) {
+		t.Helper()
+		w := httptest.NewRecorder()
+		g.ReadyHandler().ServeHTTP(w, httptest.NewRequest("GET", "/readyz", nil))
+		if w.Code != code || w.Body.String() != body || w.Header().Get("Cache-Control") != "no-store" {
+			t.Errorf("%d %q %v, want %d %q", w.Code, w.Body, w.Header(), code, body)
+		}
+	}
+	probe(503, "starting\n")
+	g.Start(t.Context())
+	probe(200, "ready\n")
+	g.Shutdown(t.Context())
+	probe(503, "shutting down\n")
+}
+
+// TestGroupHTTP: net/http's own server in a group drains what it has, and is
+// closed at the deadline.
+func TestGroupHTTP(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, out := make(chan struct{}, 2), make(chan struct{})
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		in <- struct{}{}
+		if r.URL.Path == "/hang" {
+			<-r.Context().Done()
+			return
+		}
+		<-out
+		io.WriteString(w, "whole")
+	})}
+	g := &graceful.Group{Timeout: time.Second, NoSignalHandling: true}
+	g.Server("http", func() error { return srv.Serve(l) }, graceful.ShutdownThenClose(srv))
+	stopped, err := g.Start(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := &http.Client{Transport: &http.Transport{}}
+	defer client.CloseIdleConnections()
+	hang, slow := make(chan error, 1), make(chan string, 1)
+	go func() {
+		_, err := client.Get("http://" + l.Addr().String() + "/hang")
+		hang <- err
+	}()
+	go func() {
+		r, err := client.Get("http://" + l.Addr().String())
+		if err != nil {
+			slow <- err.Error()
+			return
+		}
+		defer r.Body.Close()
+		b, _ := io.ReadAll(r.Body)
+		slow <- string(b)
+	}()
+	<-in
+	<-in
+	go g.Shutdown(context.Background())
+	time.AfterFunc(50*time.Millisecond, func() { close(out) })
+	<-stopped
+	if got := <-slow; got != "whole" {
+		t.Errorf("the slow request got %q", got)
+	}
+	if err := <-hang; err == nil {
+		t.Error("the hanging request was not cut")
+	}
+	if err := g.Wait(); err == nil || err.Error() != "http: context deadline exceeded" {
+		t.Errorf("error %v", err)
+	}
+}

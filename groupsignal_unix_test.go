@@ -3,14 +3,14 @@
 package graceful
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/seed-121bbccf/graceful/internal/childproc"
 )
 
 // TestConductChild is not a test: it is what the child process of
@@ -40,26 +40,11 @@ func TestConductChild(t *testing.T) {
 
 func TestConductProcess(t *testing.T) {
 	t.Parallel()
-	cmd := exec.Command(os.Args[0], "-test.run=^TestConductChild$")
-	cmd.Env = append(os.Environ(), signalChildEnv+"=conduct")
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
+	c := childproc.Start(t, "TestConductChild", signalChildEnv+"=conduct")
+	c.Says("ready")
+	c.Signal(syscall.SIGTERM)
+	for _, want := range []string{"delay", "initiate true", "<nil>"} {
+		c.Says(want)
 	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer cmd.Process.Kill()
-	lines := bufio.NewScanner(out)
-	for _, want := range []string{"ready", "delay", "initiate true", "<nil>"} {
-		if !lines.Scan() || lines.Text() != want {
-			t.Fatalf("child said %q, want %q", lines.Text(), want)
-		}
-		if want == "ready" {
-			cmd.Process.Signal(syscall.SIGTERM)
-		}
-	}
-	if err := cmd.Wait(); err != nil {
-		t.Error(err)
-	}
+	c.Exit(0, 0)
 }

@@ -264,18 +264,10 @@ func TestHijackWaited(t *testing.T) {
 // to the socket.
 func TestHijackReal(t *testing.T) {
 	t.Parallel()
-	for _, tls := range []bool{false, true} {
+	for _, secure := range []bool{false, true} {
 		u := newUpgrader(true)
 		srv := &graceful.Server{Server: &http.Server{Handler: u}, Timeout: time.Second, IdleGrace: 20 * ms, WaitHijacked: true}
-		var s *served
-		var c *client
-		if tls {
-			s = serveTLS(t, srv, listenTCP(t), false)
-			c = dialTLS(t, waitAddr(s), "http/1.1")
-		} else {
-			s = serve(t, srv, listenTCP(t))
-			c = dialClient(t, waitAddr(s))
-		}
+		s, c := servePlainOrTLS(t, srv, secure)
 		c.upgrade()
 		c.echo("one")
 		s.stop()

@@ -39,10 +39,12 @@ func TestHooks(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			var mu sync.Mutex
 			var got []string
+			noted := make(chan struct{}, 100)
 			note := func(format string, args ...any) {
 				mu.Lock()
 				defer mu.Unlock()
 				got = append(got, fmt.Sprintf(format, args...))
+				noted <- struct{}{}
 			}
 			inner := &http.Server{}
 			l := listenTCP(t)
@@ -104,12 +106,12 @@ func TestHooks(t *testing.T) {
 				"ShutdownInitiated", "inner OnShutdown", "outer OnShutdown", "late OnShutdown",
 			}
 			// Those of the shutdown run on goroutines of their own.
-			for began := time.Now(); time.Since(began) < 5*time.Second; time.Sleep(ms) {
-				mu.Lock()
-				n := len(got)
-				mu.Unlock()
-				if n >= len(want) {
-					break
+			patience, cancel := context.WithTimeout(bg, 5*time.Second)
+			defer cancel()
+			for range want {
+				select {
+				case <-noted:
+				case <-patience.Done(): // the comparison says what is missing
 				}
 			}
 			mu.Lock()
@@ -224,7 +226,7 @@ func TestDelayServes(t *testing.T) {
 func TestPanics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newVirtListener()
-		var logged lockedLog
+		var logged lockedBuffer
 		mux := http.NewServeMux()
 		mux.Handle("/10s", sleeper)
 		mux.HandleFunc("/abort", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
@@ -270,22 +272,4 @@ func TestPanics(t *testing.T) {
 			}
 		}
 	})
-}
-
-// lockedLog is written to by many.
-type lockedLog struct {
-	mu sync.Mutex // guards b
-	b  strings.Builder
-}
-
-func (l *lockedLog) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedLog) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }

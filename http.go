@@ -1,8 +1,8 @@
 package graceful
 
 import (
+	"cmp"
 	"context"
-	"fmt"
 	"maps"
 	"net/http"
 	"sync"
@@ -121,17 +121,12 @@ func (s *Server) prepare() error {
 
 // check reports what is wrong with the configuration.
 func (s *Server) check() error {
-	switch {
-	case s.Timeout < 0:
-		return fmt.Errorf("graceful: Server.Timeout is negative: %v", s.Timeout)
-	case s.ShutdownDelay < 0:
-		return fmt.Errorf("graceful: Server.ShutdownDelay is negative: %v", s.ShutdownDelay)
-	case s.RetryAfter < 0:
-		return fmt.Errorf("graceful: Server.RetryAfter is negative: %v", s.RetryAfter)
-	case s.ListenLimit < 0:
-		return fmt.Errorf("graceful: Server.ListenLimit is negative: %d", s.ListenLimit)
-	}
-	return nil
+	return cmp.Or(
+		notNegative("Server.Timeout", s.Timeout),
+		notNegative("Server.ShutdownDelay", s.ShutdownDelay),
+		notNegative("Server.RetryAfter", s.RetryAfter),
+		notNegative("Server.ListenLimit", s.ListenLimit),
+	)
 }
 
 // compose returns the caller's handler with what the fields put around it.
@@ -172,10 +167,5 @@ func graceOf(field time.Duration) time.Duration {
 }
 
 func (s *Server) logf(format string, args ...any) {
-	switch {
-	case s.LogFunc != nil:
-		s.LogFunc(format, args...)
-	case s.Logger != nil:
-		s.Logger.Printf(format, args...)
-	}
+	logTo(s.LogFunc, s.Logger, format, args...)
 }

@@ -95,6 +95,12 @@ func (l *queueListener) Close() error {
 
 func (l *queueListener) Addr() net.Addr { return &net.UnixAddr{Name: "queue", Net: "pipe"} }
 
+// newQueued returns a Listener, and the one below it.
+func newQueued() (*queueListener, *graceful.Listener) {
+	ql := newQueueListener()
+	return ql, graceful.NewListener(ql)
+}
+
 // dial returns a connection that waits to be accepted.
 func (l *queueListener) dial() net.Conn {
 	client, server := net.Pipe()
@@ -112,6 +118,7 @@ type lineServer struct {
 	greeting string
 	over     func(net.Conn) net.Conn // laid over what is accepted, if not nil
 	handle   func(c net.Conn, line string) (reply string, handled bool)
+	left     chan struct{} // takes a value when a connection has been closed, if not nil
 
 	began time.Time
 	done  chan struct{} // closed when serve returns
@@ -144,7 +151,12 @@ func (s *lineServer) start(l net.Listener) *lineServer {
 }
 
 func (s *lineServer) serve(c net.Conn) {
-	defer c.Close()
+	defer func() {
+		c.Close()
+		if s.left != nil {
+			s.left <- struct{}{}
+		}
+	}()
 	if s.greeting != "" {
 		io.WriteString(c, s.greeting)
 	}
@@ -242,6 +254,15 @@ func shutListener(t *testing.T, l *graceful.Listener) time.Duration {
 		t.Errorf("%v\n%v", err, l.Report())
 	}
 	return time.Since(began)
+}
+
+// beginShut has l shut down in the background. The channel brings how long that
+// took.
+func beginShut(t *testing.T, l *graceful.Listener) <-chan time.Duration {
+	t.Helper()
+	stopped := make(chan time.Duration, 1)
+	go func() { stopped <- shutListener(t, l) }()
+	return stopped
 }
 
 func wantTime(t *testing.T, what string, got, want time.Duration) {

@@ -84,7 +84,6 @@ func TestPortableQueue(t *testing.T) {
 				resp.Body.Close()
 			})
 		}
-		began := time.Now()
 		s.Stop(20 * time.Second)
 		for !s.life.shutting.Load() || s.Phase() < PhaseDraining {
 			time.Sleep(time.Millisecond)
@@ -94,17 +93,7 @@ func TestPortableQueue(t *testing.T) {
 			<-entered
 		}
 		// Nobody else comes, and nobody is waited for: it is closed.
-		for {
-			nc, err := net.Dial("tcp", l.Addr().String())
-			if err != nil {
-				break
-			}
-			nc.Close()
-			if time.Since(began) > 10*time.Second {
-				t.Fatal("the socket is still open")
-			}
-			time.Sleep(time.Millisecond)
-		}
+		waitClosed(t, l)
 		close(open)
 		clients.Wait()
 		if err := <-done; err != nil {
@@ -185,6 +174,8 @@ func TestStarvedQueue(t *testing.T) {
 // was accepted is answered.
 func TestPortableBusy(t *testing.T) {
 	t.Parallel()
+	const enough = 100
+	underLoad := make(chan struct{}) // closed when so many have been answered
 	var accepted, answered atomic.Int32
 	s := &Server{
 		Server: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -209,16 +200,16 @@ func TestPortableBusy(t *testing.T) {
 				b, err := io.ReadAll(nc)
 				nc.Close()
 				if err == nil && len(b) > 0 {
-					answered.Add(1)
+					if answered.Add(1) == enough {
+						close(underLoad)
+					}
 				} else if errors.Is(err, os.ErrDeadlineExceeded) {
 					t.Error("a client hangs")
 				}
 			}
 		})
 	}
-	for answered.Load() < 100 {
-		time.Sleep(time.Millisecond)
-	}
+	<-underLoad
 	if err := s.Shutdown(t.Context()); err != nil {
 		t.Error(err)
 	}
@@ -266,5 +257,20 @@ func TestPortableLimit(t *testing.T) {
 	close(open)
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// waitClosed waits until nobody can connect to l any more.
+func waitClosed(t *testing.T, l net.Listener) {
+	t.Helper()
+	for began := time.Now(); ; time.Sleep(time.Millisecond) {
+		nc, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			return
+		}
+		nc.Close()
+		if time.Since(began) > 10*time.Second {
+			t.Fatal("the socket is still open")
+		}
 	}
 }

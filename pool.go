@@ -141,11 +141,10 @@ func (p *Pool[T]) Busy() []PoolWorker {
 
 // start says what is wrong with the pool's fields, or makes it ready.
 func (p *Pool[T]) start() error {
+	if err := cmp.Or(notNegative("Pool.N", p.N), notNegative("Pool.Timeout", p.Timeout)); err != nil {
+		return err
+	}
 	switch {
-	case p.N < 0:
-		return fmt.Errorf("graceful: Pool.N is negative: %d", p.N)
-	case p.Timeout < 0:
-		return fmt.Errorf("graceful: Pool.Timeout is negative: %v", p.Timeout)
 	case p.Work == nil:
 		return errors.New("graceful: Pool.Work is nil")
 	case (p.Queue == nil) == (p.Fetch == nil):

@@ -67,6 +67,7 @@ type bench struct {
 	start  time.Time
 }
 
+// A lockedBuffer is written to by many.
 type lockedBuffer struct {
 	mu  sync.Mutex // guards buf
 	buf bytes.Buffer
@@ -130,6 +131,30 @@ func (b *bench) serve(h http.Handler) {
 	b.server.Handler = h
 	go b.server.Serve(b.l)
 }
+
+// dial returns a connection on which the test speaks HTTP/1 itself.
+func (b *bench) dial() net.Conn {
+	b.Helper()
+	conn, err := b.l.dial()
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+// getUnread asks for a response, and reads nothing of its body.
+func (b *bench) getUnread() {
+	b.Helper()
+	if b.http2 {
+		b.get("/")
+		return
+	}
+	io.WriteString(b.dial(), bareGet)
+}
+
+// bareGet is a request as it is on the wire.
+const bareGet = "GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 func (b *bench) do(req *http.Request) *http.Response {
 	b.Helper()

@@ -42,6 +42,7 @@ func testRetryAfter(t *testing.T, retryAfter time.Duration) {
 		defer mu.Unlock()
 		order = append(order, what)
 	}
+	listenerClosed := make(chan struct{})
 	mux := http.NewServeMux()
 	srv := &graceful.Server{
 		Server:           &http.Server{Addr: "127.0.0.1:0", Handler: mux},
@@ -53,6 +54,9 @@ func testRetryAfter(t *testing.T, retryAfter time.Duration) {
 			for _, prefix := range []string{"shutdown initiated", "listener", "stopped"} {
 				if line := fmt.Sprintf(format, args...); strings.HasPrefix(line, prefix) {
 					note(prefix)
+					if prefix == "listener" {
+						close(listenerClosed) // there is but one
+					}
 				}
 			}
 		},
@@ -99,14 +103,7 @@ func testRetryAfter(t *testing.T, retryAfter time.Duration) {
 	}
 
 	if retryAfter == 0 {
-		closed := func() bool {
-			mu.Lock()
-			defer mu.Unlock()
-			return slices.Contains(order, "listener")
-		}
-		for !closed() {
-			time.Sleep(time.Millisecond)
-		}
+		<-listenerClosed
 		if nc, err := net.Dial("tcp", srv.Addrs()[0].String()); err == nil {
 			nc.Close()
 			t.Error("the listener is closed, and accepts")

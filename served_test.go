@@ -231,6 +231,18 @@ func dialTLS(t *testing.T, addr net.Addr, proto string) *client {
 	return newClient(t, nc)
 }
 
+// servePlainOrTLS serves a new socket with srv, and returns an HTTP/1 connection
+// to it.
+func servePlainOrTLS(t *testing.T, srv *graceful.Server, secure bool) (*served, *client) {
+	t.Helper()
+	if secure {
+		s := serveTLS(t, srv, listenTCP(t), false)
+		return s, dialTLS(t, waitAddr(s), "http/1.1")
+	}
+	s := serve(t, srv, listenTCP(t))
+	return s, dialClient(t, waitAddr(s))
+}
+
 // h2Client returns a transport that trusts serverTLS's certificate and speaks
 // nothing but HTTP/2, or nothing but HTTP/1.
 func h2Client(h2 bool) *http.Transport {
@@ -238,4 +250,29 @@ func h2Client(h2 bool) *http.Transport {
 	tr.Protocols.SetHTTP1(!h2)
 	tr.Protocols.SetHTTP2(h2)
 	return tr
+}
+
+// waitPhase waits until s has come to p.
+func waitPhase(s *served, p graceful.Phase) {
+	s.t.Helper()
+	for began := time.Now(); s.Phase() < p; time.Sleep(ms) {
+		if time.Since(began) > 10*time.Second {
+			s.t.Fatalf("%v after 10 s, not yet %v", s.Phase(), p)
+		}
+	}
+}
+
+// waitRefused waits until nobody can connect to addr.
+func waitRefused(t *testing.T, addr net.Addr) {
+	t.Helper()
+	for began := time.Now(); ; time.Sleep(10 * ms) {
+		nc, err := net.Dial(addr.Network(), addr.String())
+		if err != nil {
+			return
+		}
+		nc.Close()
+		if time.Since(began) > 10*time.Second {
+			t.Fatalf("%v still accepts", addr)
+		}
+	}
 }

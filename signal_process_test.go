@@ -3,21 +3,19 @@
 package graceful_test
 
 import (
-	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/seed-121bbccf/graceful"
+	"github.com/seed-121bbccf/graceful/internal/childproc"
 )
 
 // serverChildEnv names the part that this test binary plays as a child.
@@ -115,73 +113,25 @@ func TestServerChild(t *testing.T) {
 	os.Exit(0)
 }
 
-// A child is a server in a process of its own.
+// A child is a process with servers in it.
 type child struct {
-	t      *testing.T
-	cmd    *exec.Cmd
-	lines  *bufio.Scanner
-	stderr strings.Builder
-	addr   []net.Addr
+	*childproc.Child
+	addr []net.Addr
 }
 
 func startChild(t *testing.T, part string, servers int) *child {
 	t.Helper()
-	c := &child{t: t, cmd: exec.Command(os.Args[0], "-test.run=^TestServerChild$")}
-	c.cmd.Env = append(os.Environ(), serverChildEnv+"="+part)
-	c.cmd.Stderr = &c.stderr
-	out, err := c.cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := c.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.cmd.Process.Kill() })
-	c.lines = bufio.NewScanner(out)
+	c := &child{Child: childproc.Start(t, "TestServerChild", serverChildEnv+"="+part)}
 	for range servers {
-		if !c.lines.Scan() || !strings.HasPrefix(c.lines.Text(), "serving ") {
-			t.Fatalf("child said %q", c.lines.Text())
-		}
-		addr, err := net.ResolveTCPAddr("tcp", strings.TrimPrefix(c.lines.Text(), "serving "))
-		if err != nil {
-			t.Fatal(err)
+		line := c.Line()
+		text, ok := strings.CutPrefix(line, "serving ")
+		addr, err := net.ResolveTCPAddr("tcp", text)
+		if !ok || err != nil {
+			t.Fatalf("child said %q, %v", line, err)
 		}
 		c.addr = append(c.addr, addr)
 	}
 	return c
-}
-
-func (c *child) says(want string) {
-	c.t.Helper()
-	if !c.lines.Scan() || c.lines.Text() != want {
-		c.t.Fatalf("child said %q, want %q", c.lines.Text(), want)
-	}
-}
-
-func (c *child) signal(sig os.Signal) {
-	c.t.Helper()
-	if err := c.cmd.Process.Signal(sig); err != nil {
-		c.t.Fatal(err)
-	}
-}
-
-// exit waits for the end and expects the exit status code, or the death of a
-// signal. It returns what was logged.
-func (c *child) exit(code int, died syscall.Signal) string {
-	c.t.Helper()
-	for c.lines.Scan() {
-		c.t.Errorf("child also said %q", c.lines.Text())
-	}
-	err := c.cmd.Wait()
-	ws := syscall.WaitStatus(0)
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		ws = exit.Sys().(syscall.WaitStatus)
-	}
-	if died != 0 && (!ws.Signaled() || ws.Signal() != died) || died == 0 && (ws.Signaled() || ws.ExitStatus() != code) {
-		c.t.Errorf("child ended with %v, want exit %d, signal %v\n%s", err, code, died, c.stderr.String())
-	}
-	return c.stderr.String()
 }
 
 // later is when a signal counts as another one than the first.
@@ -196,18 +146,18 @@ func TestServerSignals(t *testing.T) {
 			c := startChild(t, "one", 1)
 			cl := dialClient(t, c.addr[0])
 			cl.ask("/500ms")
-			c.says("handling")
-			c.signal(sig)
+			c.Says("handling")
+			c.Signal(sig)
 			sent := time.Now()
 			// The same keypress, forwarded by a supervisor; the other kind,
 			// for the kernel makes one of two that are alike.
-			c.signal(syscall.SIGINT + syscall.SIGTERM - sig)
+			c.Signal(syscall.SIGINT + syscall.SIGTERM - sig)
 			echo := time.Since(sent) < 100*ms
 			if got := cl.answer(); echo && (got.err != nil || got.body != "done") {
 				t.Errorf("got %+v", got)
 			}
-			c.says("stopped")
-			log := c.exit(0, 0)
+			c.Says("stopped")
+			log := c.Exit(0, 0)
 			if !echo {
 				t.Skip("machine too slow for two signals within the window")
 			}
@@ -226,16 +176,16 @@ func TestServerSignals(t *testing.T) {
 		c := startChild(t, "second", 1)
 		cl := dialClient(t, c.addr[0])
 		cl.ask("/1h")
-		c.says("handling")
-		c.signal(syscall.SIGTERM)
-		c.says("draining") // the window has begun by now
+		c.Says("handling")
+		c.Signal(syscall.SIGTERM)
+		c.Says("draining") // the window has begun by now
 		time.Sleep(later)
-		c.signal(syscall.SIGINT)
+		c.Signal(syscall.SIGINT)
 		if got := cl.answer(); got.err == nil {
 			t.Errorf("got %+v", got)
 		}
-		c.says("stopped")
-		log := c.exit(0, 0)
+		c.Says("stopped")
+		log := c.Exit(0, 0)
 		if !strings.Contains(log, "killed: second signal: interrupt") || !strings.Contains(log, "GET /1h") {
 			t.Errorf("log:\n%s", log)
 		}
@@ -245,14 +195,14 @@ func TestServerSignals(t *testing.T) {
 		c := startChild(t, "two", 2)
 		c1, c2 := dialClient(t, c.addr[0]), dialClient(t, c.addr[1])
 		c1.ask("/300ms")
-		c.says("handling")
+		c.Says("handling")
 		c2.ask("/300ms")
-		c.says("handling")
-		c.signal(syscall.SIGTERM)
+		c.Says("handling")
+		c.Signal(syscall.SIGTERM)
 		c1.expect("done")
 		c2.expect("done")
-		c.says("stopped")
-		log := c.exit(0, 0)
+		c.Says("stopped")
+		log := c.Exit(0, 0)
 		if n := strings.Count(log, "shutdown initiated: terminated"); n != 2 {
 			t.Errorf("%d servers were stopped:\n%s", n, log)
 		}
@@ -260,27 +210,27 @@ func TestServerSignals(t *testing.T) {
 	t.Run("veto", func(t *testing.T) {
 		t.Parallel()
 		c := startChild(t, "veto", 1)
-		c.signal(syscall.SIGTERM)
-		c.says("asked")
+		c.Signal(syscall.SIGTERM)
+		c.Says("asked")
 		time.Sleep(later)
 		dialClient(t, c.addr[0]).get("/", "done")
-		c.signal(syscall.SIGINT)
-		c.says("asked")
-		c.says("stopped")
-		c.exit(0, 0)
+		c.Signal(syscall.SIGINT)
+		c.Says("asked")
+		c.Says("stopped")
+		c.Exit(0, 0)
 	})
 	t.Run("NoSignalHandling", func(t *testing.T) {
 		t.Parallel()
 		c := startChild(t, "not ours", 1)
-		c.signal(syscall.SIGTERM)
-		c.exit(0, syscall.SIGTERM)
+		c.Signal(syscall.SIGTERM)
+		c.Exit(0, syscall.SIGTERM)
 	})
 	t.Run("nothing is left", func(t *testing.T) {
 		t.Parallel()
 		c := startChild(t, "afterwards", 1)
-		c.says("stopped")
-		c.signal(syscall.SIGTERM)
-		c.exit(0, syscall.SIGTERM)
+		c.Says("stopped")
+		c.Signal(syscall.SIGTERM)
+		c.Exit(0, syscall.SIGTERM)
 	})
 	t.Run("Run", func(t *testing.T) {
 		t.Parallel()
@@ -290,16 +240,16 @@ func TestServerSignals(t *testing.T) {
 				t.Fatal("it does not serve")
 			}
 		}
-		c.signal(syscall.SIGINT)
-		c.says("stopped")
-		if log := c.exit(0, 0); !strings.Contains(log, "[graceful] shutdown initiated: interrupt") {
+		c.Signal(syscall.SIGINT)
+		c.Says("stopped")
+		if log := c.Exit(0, 0); !strings.Contains(log, "[graceful] shutdown initiated: interrupt") {
 			t.Errorf("log:\n%s", log)
 		}
 	})
 	t.Run("Run fails", func(t *testing.T) {
 		t.Parallel()
 		c := startChild(t, "run fails", 0)
-		if log := c.exit(1, 0); !strings.Contains(log, "[graceful] listen tcp") || !strings.Contains(log, "in use") {
+		if log := c.Exit(1, 0); !strings.Contains(log, "[graceful] listen tcp") || !strings.Contains(log, "in use") {
 			t.Errorf("log:\n%s", log)
 		}
 	})

@@ -3,15 +3,13 @@
 package graceful
 
 import (
-	"bufio"
-	"errors"
 	"fmt"
 	"os"
-	"os/exec"
-	"os/signal"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/seed-121bbccf/graceful/internal/childproc"
 )
 
 // signalChildEnv names the part that this test binary plays as a child.
@@ -100,60 +98,24 @@ func TestCatchSignalsProcess(t *testing.T) {
 // playSignals runs one part in a child process. It reports whether the echoes
 // were sent in time to be some.
 func playSignals(t *testing.T, part string, steps []signalStep, died syscall.Signal, code int) bool {
-	cmd := exec.Command(os.Args[0], "-test.run=^TestSignalChild$")
-	cmd.Env = append(os.Environ(), signalChildEnv+"="+part)
-	cmd.Stderr = os.Stderr
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	// Where the tests themselves run with signals ignored (a shell's
-	// background job), the child would too: what is caught here is at its
-	// default there.
-	caught := make(chan os.Signal, 1)
-	signal.Notify(caught, os.Interrupt, syscall.SIGTERM)
-	err = cmd.Start()
-	signal.Stop(caught)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer cmd.Process.Kill()
-	lines := bufio.NewScanner(out)
-	next := func(want string) {
-		t.Helper()
-		if !lines.Scan() || lines.Text() != want {
-			t.Fatalf("child said %q, want %q (%v)", lines.Text(), want, lines.Err())
-		}
-	}
-	next("ready")
+	t.Helper()
+	c := childproc.Start(t, "TestSignalChild", signalChildEnv+"="+part)
+	c.Says("ready")
 	var sent time.Time
 	for _, s := range steps {
 		time.Sleep(s.wait)
 		if s.wait < 0 && time.Since(sent) > samePress/2 {
-			cmd.Process.Kill()
-			cmd.Wait()
+			c.Kill()
 			return false
 		}
 		sent = time.Now()
 		if s.sig != 0 {
-			if err := cmd.Process.Signal(s.sig); err != nil {
-				t.Fatal(err)
-			}
+			c.Signal(s.sig)
 		}
 		if s.want != "" {
-			next(s.want)
+			c.Says(s.want)
 		}
 	}
-	if lines.Scan() {
-		t.Errorf("child also said %q", lines.Text())
-	}
-	var exit *exec.ExitError
-	if err := cmd.Wait(); !errors.As(err, &exit) {
-		t.Fatalf("child ended with %v", err)
-	}
-	ws := exit.Sys().(syscall.WaitStatus)
-	if died != 0 && (!ws.Signaled() || ws.Signal() != died) || died == 0 && ws.ExitStatus() != code {
-		t.Errorf("child ended with %v, want signal %v, exit %d", exit, died, code)
-	}
+	c.Exit(code, died)
 	return true
 }

@@ -60,10 +60,9 @@ type RequestTimeout struct {
 // Handler returns a handler that serves requests by next, within the deadline.
 func (t *RequestTimeout) Handler(next http.Handler) http.Handler {
 	return &timeoutHandler{
-		limit:    newLimit(t.Max, t.Parameter, t.LongRunning, t.Received),
+		limit:    newLimit(t.Max, t.Parameter, t.LongRunning, t.Received, next),
 		grace:    max(0, t.Grace),
 		inFlight: t.InFlight,
-		next:     next,
 	}
 }
 
@@ -71,18 +70,11 @@ type timeoutHandler struct {
 	limit
 	grace    time.Duration
 	inFlight *InFlight
-	next     http.Handler
 }
 
 func (h *timeoutHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if h.longRunning(r) {
-		h.next.ServeHTTP(w, r)
-		return
-	}
-	now := time.Now()
-	deadline, err := h.deadline(r, now)
-	if err != nil {
-		writeError(w, r, http.StatusBadRequest, err.Error())
+	now, deadline, ok := h.begin(w, r)
+	if !ok {
 		return
 	}
 	left := deadline.Sub(now)

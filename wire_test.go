@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -31,7 +30,7 @@ func TestDeafPeers(t *testing.T) {
 			name = "a TLS listener"
 		}
 		t.Run(name, func(t *testing.T) {
-			var stuck atomic.Int32
+			stuck := make(chan struct{}, n)
 			var handlers sync.WaitGroup
 			over := make(chan struct{})
 			type socketKey struct{}
@@ -48,7 +47,7 @@ func TestDeafPeers(t *testing.T) {
 					}
 				}
 				nc.SetWriteDeadline(time.Time{})
-				stuck.Add(1)
+				stuck <- struct{}{}
 				if r.URL.Path == "/write" {
 					w.Write(make([]byte, 1<<20))
 				}
@@ -69,9 +68,12 @@ func TestDeafPeers(t *testing.T) {
 				nc.(*net.TCPConn).SetReadBuffer(4 << 10)
 				newClient(t, tls.Client(nc, config)).ask([]string{"/write", "/wait"}[i%2])
 			}
-			for began := time.Now(); stuck.Load() < n; time.Sleep(10 * ms) {
-				if time.Since(began) > 20*time.Second {
-					t.Fatalf("only %d are stuck", stuck.Load())
+			patience := time.After(20 * time.Second)
+			for i := range n {
+				select {
+				case <-stuck:
+				case <-patience:
+					t.Fatalf("only %d are stuck", i)
 				}
 			}
 			s.stop()
@@ -110,15 +112,7 @@ func TestExpectContinue(t *testing.T) {
 	for _, secure := range []bool{false, true} {
 		entered, read = make(chan struct{}), make(chan struct{})
 		srv := &graceful.Server{Server: &http.Server{Handler: h}, IdleGrace: 20 * ms, Timeout: 10 * time.Second}
-		var s *served
-		var c *client
-		if secure {
-			s = serveTLS(t, srv, listenTCP(t), false)
-			c = dialTLS(t, waitAddr(s), "http/1.1")
-		} else {
-			s = serve(t, srv, listenTCP(t))
-			c = dialClient(t, waitAddr(s))
-		}
+		s, c := servePlainOrTLS(t, srv, secure)
 		c.send("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n")
 		<-entered
 		s.stop()
@@ -158,15 +152,7 @@ func TestPipelined(t *testing.T) {
 				io.WriteString(w, strings.Repeat("x", 1<<16))
 			})
 			srv := &graceful.Server{Server: &http.Server{Handler: h}, IdleGrace: 100 * ms, Timeout: 10 * time.Second}
-			var s *served
-			var c *client
-			if secure {
-				s = serveTLS(t, srv, listenTCP(t), false)
-				c = dialTLS(t, waitAddr(s), "http/1.1")
-			} else {
-				s = serve(t, srv, listenTCP(t))
-				c = dialClient(t, waitAddr(s))
-			}
+			s, c := servePlainOrTLS(t, srv, secure)
 			c.send("GET /first HTTP/1.1\r\nHost: h\r\n\r\nGET /second HTTP/1.1\r\nHost: h\r\n\r\n")
 			<-g.entered
 			s.stop()
