@@ -28,9 +28,10 @@
 //  5. Stopped. Serve returns; [Server.Report] says what was waited for, how
 //     each connection ended, and by name whose request was cut off.
 //
-// The shutdown is over with its last response; it does not poll. Over TLS, a
-// response that was in progress when it began is followed by a quiet window, for
-// the client has not been told that it was the last.
+// The shutdown is over with its last response; it does not poll. A response
+// that was in progress when it began is followed by a quiet window over TLS, or
+// if its request had a body in chunks: the client has not been told that it was
+// the last.
 //
 // # Signals
 //
