@@ -107,6 +107,7 @@ func TestInFlightConcurrently(t *testing.T) {
 	for range 50 {
 		var f graceful.InFlight
 		var inside atomic.Int64
+		var over atomic.Bool // a Wait has returned
 		var all sync.WaitGroup
 		for range 8 {
 			work := make(chan struct{}, 64)
@@ -124,6 +125,9 @@ func TestInFlightConcurrently(t *testing.T) {
 			for range 2 {
 				all.Go(func() {
 					for range work {
+						if over.Load() {
+							t.Error("Wait returned before a Done")
+						}
 						inside.Add(-1)
 						f.Done()
 					}
@@ -134,14 +138,12 @@ func TestInFlightConcurrently(t *testing.T) {
 			all.Go(func() {
 				time.Sleep(time.Millisecond)
 				f.Wait()
-				if n := f.Count(); n != 0 {
-					t.Errorf("Wait returned at a count of %d", n)
-				}
+				over.Store(true)
 			})
 		}
 		all.Wait()
-		if n := inside.Load(); n != 0 {
-			t.Errorf("%d inside", n)
+		if n, count := inside.Load(), f.Count(); n != 0 || count != 0 {
+			t.Errorf("%d inside, a count of %d", n, count)
 		}
 	}
 }
