@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -29,6 +30,11 @@ func TestListenerChild(t *testing.T) {
 	l := graceful.NewListener(below)
 	l.HandleSignals = true
 	l.IdleGrace = 50 * time.Millisecond
+	l.LogFunc = func(format string, _ ...any) {
+		if strings.HasPrefix(format, "shutdown initiated") {
+			fmt.Println("initiated")
+		}
+	}
 	s := (&lineServer{}).start(l)
 	fmt.Println(l.Addr())
 	<-l.Done()
@@ -65,6 +71,7 @@ func TestListenerSignals(t *testing.T) {
 			// The command has to be there when the signal comes.
 			time.Sleep(50 * time.Millisecond)
 			p.Signal(syscall.SIGTERM)
+			p.Says("initiated")
 			if tc.second {
 				time.Sleep(300 * time.Millisecond) // more than the 250 of one keypress
 				p.Signal(syscall.SIGTERM)
