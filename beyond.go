@@ -16,8 +16,13 @@ type beyond struct {
 	lost   bool  // an earlier request was not exact
 }
 
-// serve takes note of the length of the body of the request that was read.
-func (b *beyond) serve(length int64) { b.body, b.served = length, true }
+// serve takes note of the length of the body of the request that was read. It
+// reports whether exact will be false whatever comes: of this request, because
+// it does not say, or of all that follow on one that was not exact.
+func (b *beyond) serve(length int64) bool {
+	b.body, b.served = length, true
+	return b.lost || length < 0
+}
 
 // exact reports whether nothing was read behind the request that is being
 // served, or behind those before it.

@@ -105,8 +105,8 @@ const (
 	// flagUnclosed: Close has left it open.
 	flagUnclosed
 
-	// flagVague: the request in progress does not say how long its body is.
-	// What was read behind it is not known.
+	// flagVague: there was a request that did not say how long its body is, or
+	// one behind which more was read. What is read behind the next is not known.
 	flagVague
 
 	// flagDisowned: the next Close is net/http's, of a connection that it has

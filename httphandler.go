@@ -17,9 +17,7 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		s.handle(w, r)
 	case r.ProtoMajor == 1:
-		h.c.beyond.serve(r.ContentLength)
-		vague := r.ContentLength < 0
-		if vague {
+		if h.c.beyond.serve(r.ContentLength) {
 			h.c.flags.Or(flagVague) // before it is seen to have come here
 		}
 		h.enter(r)
@@ -31,9 +29,6 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		s.handle(w, r)
 		h.inHandler.Store(false) // after a panic the connection is closed anyway
-		if vague {
-			h.c.flags.And(^uint32(flagVague))
-		}
 	default:
 		if !h.c.has(flagStreams) {
 			h.c.flags.Or(flagStreams)

@@ -97,7 +97,19 @@ func testSecondLife(t *testing.T, ahead bool) {
 // A request that does not say how long its body is can't be served on. net/http
 // must not be shut down while it is in its handler: the response would not say
 // close, net/http would close behind it, and the next request would be lost.
+//
+// Nor can a request that follows such a one on its connection.
 func TestNoSecondLifeForChunked(t *testing.T) {
+	const chunked = "POST %s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nz\r\n0\r\n\r\n"
+	t.Run("alone", func(t *testing.T) { testNoSecondLife(t, "", fmt.Sprintf(chunked, "/slow")) })
+	t.Run("before", func(t *testing.T) {
+		testNoSecondLife(t, fmt.Sprintf(chunked, "/first"), "GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+	})
+}
+
+// testNoSecondLife sends first, if it is not empty, and awaits its answer; slow
+// is in the handler when the stop comes.
+func testNoSecondLife(t *testing.T, first, slow string) {
 	entered, leave := make(chan struct{}, 1), make(chan struct{})
 	srv := &Server{
 		Server: &http.Server{Addr: "127.0.0.1:0", Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -120,7 +132,15 @@ func TestNoSecondLifeForChunked(t *testing.T) {
 	}
 	defer nc.Close()
 	br := bufio.NewReader(nc)
-	io.WriteString(nc, "POST /slow HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nz\r\n0\r\n\r\n")
+	if first != "" {
+		io.WriteString(nc, first)
+		resp, err := http.ReadResponse(br, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.Copy(io.Discard, resp.Body)
+	}
+	io.WriteString(nc, slow)
 	<-entered
 	srv.Stop(20 * time.Second)
 	for end := time.Now().Add(50 * time.Millisecond); time.Now().Before(end); time.Sleep(time.Millisecond) {
