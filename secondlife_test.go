@@ -39,15 +39,7 @@ func testSecondLife(t *testing.T, ahead bool) {
 		ConnState: func(_ net.Conn, s http.ConnState) { states = append(states, s) },
 	}
 	srv := &Server{Server: hs, IdleGrace: 20 * time.Millisecond, Timeout: 20 * time.Second, NoSignalHandling: true}
-	stopped, err := srv.Start(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	nc, err := net.Dial("tcp", srv.Addrs()[0].String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nc.Close()
+	nc, stopped := startAndDial(t, srv)
 	br := bufio.NewReader(nc)
 	request := func(path string) { fmt.Fprintf(nc, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", path) }
 	response := func() *http.Response {
@@ -122,15 +114,7 @@ func testNoSecondLife(t *testing.T, first, slow string) {
 		})},
 		IdleGrace: 100 * time.Millisecond, Timeout: 20 * time.Second, NoSignalHandling: true,
 	}
-	stopped, err := srv.Start(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	nc, err := net.Dial("tcp", srv.Addrs()[0].String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nc.Close()
+	nc, stopped := startAndDial(t, srv)
 	br := bufio.NewReader(nc)
 	if first != "" {
 		io.WriteString(nc, first)
@@ -162,6 +146,21 @@ func testNoSecondLife(t *testing.T, first, slow string) {
 		}
 	}
 	<-stopped
+}
+
+// startAndDial starts srv and returns a connection to it.
+func startAndDial(t *testing.T, srv *Server) (net.Conn, <-chan struct{}) {
+	t.Helper()
+	stopped, err := srv.Start(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc, err := net.Dial("tcp", srv.Addrs()[0].String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { nc.Close() })
+	return nc, stopped
 }
 
 // trackedOf returns the only connection of srv.
