@@ -21,6 +21,16 @@ func BenchmarkIdleConn(b *testing.B) {
 	each(b, servers, func(b *testing.B, c contender) {
 		var weight int64
 		for b.Loop() {
+			// The runtime keeps what describes a goroutine for the next one: the
+			// first contender would pay for all of them.
+			goroutines := runtime.NumGoroutine()
+			used := c.serve(b, newMemListener(), hello, nil)
+			idleConns(b, used, n)
+			used.stop()
+			for i := 0; runtime.NumGoroutine() > goroutines && i < 500; i++ { // tylerb leaves some
+				time.Sleep(time.Millisecond)
+			}
+
 			srv := c.serve(b, newMemListener(), hello, nil)
 			few := idleConns(b, srv, 100) // what is there once
 			before := memoryInUse()
