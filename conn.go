@@ -25,23 +25,24 @@ type conn struct {
 
 	word  atomic.Uint64 // a connWord
 	flags atomic.Uint32
-	tls   atomic.Pointer[tls.Conn] // laid over it, or what it is beside of
-
-	// mu orders telling a connection to end, which sets a read deadline,
-	// against finding out that it must go on, which takes the deadline back.
-	mu sync.Mutex
 
 	// takenBack counts how often end was taken back: whoever waits in Read
 	// then finds the deadline over, and no reason for it.
 	takenBack atomic.Uint32
+
+	tls atomic.Pointer[tls.Conn] // laid over it, or what it is beside of
+
+	// mu orders telling a connection to end, which sets a read deadline,
+	// against finding out that it must go on, which takes the deadline back.
+	mu sync.Mutex
 
 	// info is what the protocol above keeps about the connection. It is
 	// written before the first request and read for the report.
 	info atomic.Value
 
 	// Owned by the reader.
-	ahead  byte   // read last into a buffer of one byte
 	beyond beyond // of HTTP/1 without TLS
+	ahead  byte   // read last into a buffer of one byte
 
 	// Owned by manager.run.
 	seen   connState // when it was looked at last
