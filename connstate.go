@@ -109,6 +109,9 @@ const (
 	// one behind which more was read. What is read behind the next is not known.
 	flagVague
 
+	// flagInHandler: a request of HTTP/1 is in the handler.
+	flagInHandler
+
 	// flagDisowned: the next Close is net/http's, of a connection that it has
 	// no more.
 	flagDisowned

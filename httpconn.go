@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/http"
 	"sync"
-	"sync/atomic"
 )
 
 // wrap tracks a connection.
@@ -25,9 +24,6 @@ type httpConn struct {
 	c    *conn
 	user *http.Server
 	own  context.Context // what the caller's ConnContext made of it
-
-	// inHandler says that a request of HTTP/1 is in the handler.
-	inHandler atomic.Bool
 
 	mu      sync.Mutex                    // guards what follows
 	last    requestLine                   // the request of HTTP/1 that came to the handler last

@@ -28,7 +28,7 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 			h.c.sayFarewell()
 		}
 		s.handle(w, r)
-		h.inHandler.Store(false) // after a panic the connection is closed anyway
+		h.c.flags.And(^uint32(flagInHandler)) // after a panic the connection is closed anyway
 	default:
 		if !h.c.has(flagStreams) {
 			h.c.flags.Or(flagStreams)
@@ -44,17 +44,14 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // inHandler reports whether there is a request of HTTP/1 in the handler.
-func inHandler(c *conn) bool {
-	h, _ := c.info.Load().(*httpConn)
-	return h != nil && h.inHandler.Load()
-}
+func inHandler(c *conn) bool { return c.has(flagInHandler) }
 
 // enter is for a request of HTTP/1, begin and end for those of HTTP/2.
 func (h *httpConn) enter(r *http.Request) {
 	h.mu.Lock()
 	h.last = lineOf(r)
 	h.mu.Unlock()
-	h.inHandler.Store(true)
+	h.c.flags.Or(flagInHandler)
 }
 
 func (h *httpConn) begin(r *http.Request) {

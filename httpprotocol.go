@@ -107,7 +107,7 @@ func (p *httpProtocol) requests(info any) []string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	lines := slices.Collect(maps.Values(h.streams))
-	if h.inHandler.Load() {
+	if inHandler(h.c) {
 		lines = append(lines, h.last)
 	}
 	var list []string
