@@ -73,14 +73,13 @@ func (c *conn) Read(p []byte) (int, error) {
 			c.received(p[:n], len(p))
 			return n, err
 		}
-		if err == nil || !errors.Is(err, os.ErrDeadlineExceeded) {
+		ending := c.load().state() == connEnding
+		if !ending && c.takenBack.Load() == before ||
+			err == nil || !errors.Is(err, os.ErrDeadlineExceeded) {
 			return n, err
 		}
-		if c.load().state() != connEnding {
-			if c.takenBack.Load() != before {
-				continue // it was the manager's, which was taken back
-			}
-			return n, err
+		if !ending {
+			continue // it was the manager's, which was taken back
 		}
 		// The deadline is the manager's. It looked for bytes before it
 		// set it; look again, since some may have come in between.
@@ -185,8 +184,11 @@ func (c *conn) setState(to connState) {
 	switch to {
 	case connActive:
 		const ofLast = flagWrote | flagAhead | flagGuess | flagFarewell
-		if f := c.flags.Load(); f&(ofLast|flagSpoken) != flagSpoken {
+		f := c.flags.Load()
+		if f&ofLast != 0 {
 			c.flags.And(^uint32(ofLast))
+		}
+		if f&flagSpoken == 0 {
 			c.flags.Or(flagSpoken)
 		}
 	case connIdle:
@@ -203,7 +205,11 @@ func (c *conn) setState(to connState) {
 			c.goOn(to)
 			return
 		}
-		if c.word.CompareAndSwap(uint64(w), c.m.stamp(to)) {
+		next := w.as(to)
+		if to != connActive || w.state() != connReceiving {
+			next = c.m.stamp(to)
+		}
+		if c.word.CompareAndSwap(uint64(w), next) {
 			break
 		}
 	}

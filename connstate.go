@@ -51,12 +51,18 @@ func (s connState) String() string { return connStateNames[s] }
 
 // A connWord is a connection's state (the low three bits) and since when it
 // is in it (nanoseconds since the manager's start, in the rest), in one word,
-// so that both change together.
+// so that both change together. A connection that was receiving is active since
+// its request began to come, which saves one look at the clock.
 type connWord uint64
 
 const connStateBits = 3
 
 func (w connWord) state() connState { return connState(w & (1<<connStateBits - 1)) }
+
+// as returns the word for the state s since the same time.
+func (w connWord) as(s connState) uint64 {
+	return uint64(w)&^(1<<connStateBits-1) | uint64(s)
+}
 
 func (w connWord) since() time.Duration { return time.Duration(w >> connStateBits) }
 
@@ -111,6 +117,9 @@ const (
 
 	// flagInHandler: a request of HTTP/1 is in the handler.
 	flagInHandler
+
+	// flagReported: that request is being read for a report.
+	flagReported
 
 	// flagDisowned: the next Close is net/http's, of a connection that it has
 	// no more.

@@ -3,8 +3,10 @@ package graceful
 import (
 	"context"
 	"crypto/tls"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 )
 
@@ -25,9 +27,27 @@ type httpConn struct {
 	user *http.Server
 	own  context.Context // what the caller's ConnContext made of it
 
-	mu      sync.Mutex                    // guards what follows
-	last    requestLine                   // the request of HTTP/1 that came to the handler last
+	mu      sync.Mutex                    // guards streams, and is held by who reads last
 	streams map[*http.Request]requestLine // those in progress, of HTTP/2
+
+	// last is the request of HTTP/1 that came to the handler last. It is its
+	// goroutine's while flagInHandler is not set, and nobody's to write while
+	// it is.
+	last requestLine
+}
+
+// requests returns the requests in progress.
+func (h *httpConn) requests() []requestLine {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	lines := slices.Collect(maps.Values(h.streams))
+	// The handler may return at any moment, and the next request come: it
+	// finds flagReported, for that was set while the handler had not returned.
+	if h.c.flags.Or(flagReported)&flagInHandler != 0 {
+		lines = append(lines, h.last)
+	}
+	h.c.flags.And(^uint32(flagReported))
+	return lines
 }
 
 // A requestLine is what the report says of a request. It is kept apart from the
@@ -81,6 +101,9 @@ func (s *Server) connContext(ctx context.Context, nc net.Conn) context.Context {
 
 // connOf returns the tracked connection beneath or beside nc.
 func (s *Server) connOf(nc net.Conn) *conn {
+	if t, ok := nc.(*tcpConn); ok {
+		return &t.conn // what most are, without a look into a map
+	}
 	if c, ok := s.side.beside.Load(nc); ok {
 		return c.(*conn)
 	}
@@ -129,12 +152,10 @@ func (s *Server) moved(nc net.Conn, c *conn, state http.ConnState) {
 		}
 		c.setState(connActive)
 	}
-	original := originalConn(nc, c)
-	if hook := s.Server.ConnState; hook != nil {
-		hook(original, state)
-	}
-	if hook := s.ConnState; hook != nil {
-		hook(original, state)
+	for _, hook := range [...]func(net.Conn, http.ConnState){s.Server.ConnState, s.ConnState} {
+		if hook != nil {
+			hook(originalConn(nc, c), state)
+		}
 	}
 	// What lets the manager end the connection, or forget it, comes last.
 	switch state {

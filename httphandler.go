@@ -28,7 +28,7 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 			h.c.sayFarewell()
 		}
 		s.handle(w, r)
-		h.c.flags.And(^uint32(flagInHandler)) // after a panic the connection is closed anyway
+		h.left() // after a panic the connection is closed anyway
 	default:
 		if !h.c.has(flagStreams) {
 			h.c.flags.Or(flagStreams)
@@ -46,13 +46,19 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 // inHandler reports whether there is a request of HTTP/1 in the handler.
 func inHandler(c *conn) bool { return c.has(flagInHandler) }
 
-// enter is for a request of HTTP/1, begin and end for those of HTTP/2.
+// enter and left are for a request of HTTP/1, begin and end for those of HTTP/2.
+// A mutex in enter would be two locked operations more in every request, for a
+// report that hardly ever comes.
 func (h *httpConn) enter(r *http.Request) {
-	h.mu.Lock()
+	if h.c.has(flagReported) {
+		h.mu.Lock() // until the last one was read
+		h.mu.Unlock()
+	}
 	h.last = lineOf(r)
-	h.mu.Unlock()
 	h.c.flags.Or(flagInHandler)
 }
+
+func (h *httpConn) left() { h.c.flags.And(^uint32(flagInHandler)) }
 
 func (h *httpConn) begin(r *http.Request) {
 	h.mu.Lock()

@@ -2,9 +2,7 @@ package graceful
 
 import (
 	"context"
-	"maps"
 	"net/http"
-	"slices"
 )
 
 // httpProtocol is a Server as its lifecycle sees it.
@@ -104,14 +102,8 @@ func (p *httpProtocol) requests(info any) []string {
 	if h == nil {
 		return nil
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	lines := slices.Collect(maps.Values(h.streams))
-	if inHandler(h.c) {
-		lines = append(lines, h.last)
-	}
 	var list []string
-	for _, l := range lines {
+	for _, l := range h.requests() {
 		list = append(list, l.method+" "+l.target)
 	}
 	return list

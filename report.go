@@ -129,8 +129,11 @@ type Report struct {
 // A KilledConn is a connection that was closed in the middle of something.
 type KilledConn struct {
 	RemoteAddr string
-	State      string        // new, receiving, active, idle, ending, hijacked
-	Age        time.Duration // how long it had been in that state
+	State      string // new, receiving, active, idle, ending, hijacked
+
+	// Age is how long it had been in that state. That of an active one counts
+	// from the first byte of its request, where that was seen.
+	Age time.Duration
 
 	// Requests are those in progress, as "METHOD /path".
 	Requests []string
