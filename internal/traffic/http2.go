@@ -26,7 +26,7 @@ func (l *Load) transports() ([]*http.Transport, func()) {
 	ts := make([]*http.Transport, l.Conns)
 	for i := range ts {
 		p := new(http.Protocols)
-		ts[i] = &http.Transport{Protocols: p, DisableCompression: true}
+		ts[i] = &http.Transport{Protocols: p, DisableCompression: true, DialContext: l.dial}
 		if l.TLS != nil {
 			p.SetHTTP2(true)
 			ts[i].TLSClientConfig = tlsFor(l)

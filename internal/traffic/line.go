@@ -34,8 +34,9 @@ func (l *line) dial(deadline time.Time) error {
 		return nil
 	}
 	l.quiet = time.Now()
-	d := net.Dialer{Deadline: deadline}
-	conn, err := d.DialContext(l.ctx, "tcp", l.load.Addr)
+	ctx, cancel := context.WithDeadline(l.ctx, deadline)
+	defer cancel()
+	conn, err := l.load.dial(ctx, "tcp", l.load.Addr)
 	if err != nil {
 		return err
 	}

@@ -44,6 +44,11 @@ type Result struct {
 	Doubled  int            // answers that nobody had asked for, or no longer
 	Closed   int            // connections whose end a client saw while it was thinking
 
+	// Resent counts the connections whose first SYN the server's kernel
+	// dropped, so that they waited for a second. It is known on Linux (amd64,
+	// arm64), and when the run has ended.
+	Resent int
+
 	Slowest time.Duration     // that an answered request took, dialling included
 	Samples []Sample          // in the order of their ends
 	Errors  map[string]string // the first error of each cause, in full

@@ -76,6 +76,7 @@ func (r *Run) Progress() (sent, answered, refused, lost int) {
 func (r *Run) finish() {
 	r.mu.Lock()
 	r.res.Ended, r.ended = time.Now(), true
+	r.res.Resent = int(r.load.resent.Load())
 	r.mu.Unlock()
 	r.changed.Broadcast()
 	r.abort()

@@ -1,0 +1,47 @@
+//go:build amd64 || arm64
+
+package traffic_test
+
+import (
+	"net"
+	"net/http"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/seed-121bbccf/graceful/internal/traffic"
+)
+
+// TestResent: a connection that the kernel let wait is counted.
+func TestResent(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	rc, err := ln.(*net.TCPListener).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	rc.Control(func(fd uintptr) { err = syscall.Listen(int(fd), 0) }) // which has room for one
+	if err != nil {
+		t.Fatal(err)
+	}
+	full, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	run, err := traffic.Load{Addr: ln.Addr().String(), Kind: traffic.KeepAlive, Clients: 1, Limit: 2}.Start(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(100 * time.Millisecond) // the SYN is out, and dropped
+	srv := &http.Server{Handler: new(traffic.Handler)}
+	go srv.Serve(ln)
+	defer srv.Close()
+	<-run.Done()
+	if res := run.Stop(); res.Answered != 2 || res.Resent != 1 {
+		t.Errorf("%d connections whose SYN was sent again: %v", res.Resent, res)
+	}
+}
