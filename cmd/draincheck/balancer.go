@@ -224,6 +224,8 @@ func (b *balanced) roll(ctx context.Context) (Stop, error) {
 	return s, b.serving(ctx)
 }
 
+func (b *balanced) said(id string) []string { return b.balancer.out.lines(id) }
+
 func (b *balanced) close() {
 	if b.balancer != nil {
 		b.balancer.kill()

@@ -20,6 +20,10 @@ const (
 	after  = 150 * time.Millisecond
 )
 
+// idleRamp is how long idle connections may take to be made, where the rate
+// leaves them more.
+const idleRamp = 4 * time.Second
+
 // check checks every subject and returns what it found.
 func (c *config) check(ctx context.Context, stderr io.Writer) (*Report, error) {
 	if c.demo {
@@ -100,6 +104,9 @@ func (c *config) load(d deployment, l lane, found *Lane) (traffic.Load, error) {
 	}
 	if !found.any {
 		load.Method = "POST"
+	}
+	if l.kind.Name == traffic.Idle.Name && c.rate > 0 {
+		load.Rate = max(c.rate, float64(load.Clients)/idleRamp.Seconds())
 	}
 	switch {
 	case l.tls || found.tls:
@@ -235,7 +242,11 @@ func (c *config) round(ctx context.Context, d deployment, found *Subject, bar *p
 	found.Stops = append(found.Stops, stop)
 	for i, r := range runs {
 		if r != nil {
-			found.Lanes[i].add(r.Stop(), stop, c.warm)
+			res := r.Stop()
+			found.Lanes[i].add(res, stop, c.warm)
+			if !found.Foreign {
+				found.noteLosses(res, found.Lanes[i].Name, d)
+			}
 		}
 	}
 	return nil

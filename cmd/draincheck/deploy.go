@@ -27,6 +27,9 @@ type deployment interface {
 	// exited, and returns how that went.
 	roll(ctx context.Context) (Stop, error)
 
+	// said returns what the balancer, if there is one, wrote of a request.
+	said(id string) []string
+
 	// close ends all that runs.
 	close()
 }
@@ -95,6 +98,8 @@ func (d *direct) roll(ctx context.Context) (Stop, error) {
 	}
 	return old.stop(ctx, d.c.signal, d.c.grace)
 }
+
+func (d *direct) said(string) []string { return nil }
 
 func (d *direct) close() {
 	if d.now != nil {
@@ -195,6 +200,8 @@ func (e *external) command(ctx context.Context) (Stop, error) {
 	}
 	return s, nil
 }
+
+func (e *external) said(string) []string { return nil }
 
 func (e *external) close() {}
 

@@ -150,7 +150,7 @@ func (c *config) clientsOf(l lane) int {
 
 // idleStops is after how many stops idle connections have made the requests that
 // are wanted.
-const idleStops = 80
+const idleStops = 50
 
 func (c *config) allClients() (n int) {
 	for _, l := range c.lanes {

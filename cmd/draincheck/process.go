@@ -144,6 +144,9 @@ func (p *process) kill() {
 	p.stdin.Close()
 }
 
+// tailBytes is how much of a process's output is kept.
+const tailBytes = 16 << 10
+
 // A tail is the last output of a process.
 type tail struct {
 	also io.Writer // or nil
@@ -156,7 +159,7 @@ func (t *tail) Write(b []byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.buf = append(t.buf, b...)
-	if over := len(t.buf) - 4096; over > 0 {
+	if over := len(t.buf) - tailBytes; over > 0 {
 		t.buf = t.buf[over:]
 	}
 	if t.also != nil {
@@ -175,6 +178,19 @@ func (t *tail) String() string {
 		return ""
 	}
 	return ":\n    " + string(bytes.ReplaceAll(s, []byte("\n"), []byte("\n    ")))
+}
+
+// lines returns those of its whole lines that contain s.
+func (t *tail) lines(s string) []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var found []string
+	for line := range strings.Lines(string(t.buf)) {
+		if strings.HasSuffix(line, "\n") && strings.Contains(line, s) {
+			found = append(found, strings.TrimSpace(line))
+		}
+	}
+	return found
 }
 
 // freePorts returns n ports of 127.0.0.1 that nobody has.

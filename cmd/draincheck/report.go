@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
 	"runtime"
 	"slices"
@@ -26,7 +27,14 @@ type Report struct {
 	Via     string  `json:"via,omitempty"`
 	Demo    bool    `json:"demo"`
 
+	Builds   []Build    `json:"builds,omitempty"` // of results: a run may go on where another build stopped
 	Subjects []*Subject `json:"subjects"`
+}
+
+// A Build is the commit that this library was at, from one stop on.
+type Build struct {
+	Commit string `json:"commit"` // "" is not known
+	Stop   int    `json:"stop"`   // the first is 1
 }
 
 // A Subject is one server, and what its stops cost.
@@ -35,6 +43,9 @@ type Subject struct {
 	Foreign bool    `json:"-"` // a loss of it does not fail the check
 	Stops   []Stop  `json:"stops"`
 	Lanes   []*Lane `json:"kinds"`
+
+	// Losses are the first of those that must not be.
+	Losses []Loss `json:"losses,omitempty"`
 
 	probed bool // it is known which kinds it takes
 }
@@ -47,6 +58,41 @@ type Stop struct {
 	Exit   float64   `json:"exit_ms"`            // after the signal
 	Status string    `json:"exit_status"`
 	Killed bool      `json:"killed"` // it had to be, after -grace
+}
+
+// A Loss is a lost request, by a server that must not lose any.
+type Loss struct {
+	Stop     int      `json:"stop"` // the first is 1
+	Kind     string   `json:"kind"`
+	Began    float64  `json:"began_ms"` // after the signal, as is Lost
+	Lost     float64  `json:"lost_ms"`
+	Cause    string   `json:"cause"`
+	ID       string   `json:"id"`
+	Balancer []string `json:"balancer,omitempty"` // what it wrote of the request
+}
+
+const maxLosses = 50
+
+// noteLosses takes up what res, of s's last stop, says was lost of the kind.
+func (s *Subject) noteLosses(res *traffic.Result, kind string, d deployment) {
+	signal := s.Stops[len(s.Stops)-1].Began.Sub(res.Began)
+	for _, m := range res.Samples {
+		if m.Outcome == traffic.Lost && len(s.Losses) < maxLosses {
+			s.Losses = append(s.Losses, Loss{
+				Stop: len(s.Stops), Kind: kind, Began: ms(m.Start - signal), Lost: ms(m.End - signal),
+				Cause: m.Cause, ID: m.ID, Balancer: d.said(m.ID),
+			})
+		}
+	}
+}
+
+// String returns one line about the loss.
+func (l Loss) String() string {
+	line := fmt.Sprintf("stop %d, %s: begun %.1f ms and lost %.1f ms after the signal (%s)", l.Stop, l.Kind, l.Began, l.Lost, l.Cause)
+	for _, said := range l.Balancer {
+		line += "; the balancer: " + said
+	}
+	return line
 }
 
 // A Lane is what happened to one kind of traffic, over all stops.

@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -106,9 +108,10 @@ func (c *config) newContest(m mode, dir string, fresh bool) (*contest, error) {
 			return nil, err
 		}
 		if old != nil {
-			k.rep.Subjects = old.Subjects
+			k.rep.Subjects, k.rep.Builds = old.Subjects, old.Builds
 		}
 	}
+	k.rep.built(libraryCommit())
 	for i, s := range one.subjects {
 		now := one.newSubject(s)
 		if i == len(k.rep.Subjects) {
@@ -121,6 +124,40 @@ func (c *config) newContest(m mode, dir string, fresh bool) (*contest, error) {
 		before.Foreign = now.Foreign
 	}
 	return k, nil
+}
+
+// built notes that the next stops are of the library at that commit.
+func (r *Report) built(commit string) {
+	next := 1
+	if len(r.Subjects) > 0 {
+		next += len(r.Subjects[0].Stops)
+	}
+	if len(r.Builds) == 0 && next > 1 {
+		r.Builds = append(r.Builds, Build{"", 1})
+	}
+	switch last := len(r.Builds) - 1; {
+	case last >= 0 && r.Builds[last].Commit == commit:
+	case last >= 0 && r.Builds[last].Stop == next:
+		r.Builds[last].Commit = commit
+	default:
+		r.Builds = append(r.Builds, Build{commit, next})
+	}
+}
+
+// libraryCommit returns the last commit that changed the library in the current
+// directory, and a plus sign if there are changes besides; "" where git does not
+// know.
+func libraryCommit() string {
+	const files, tests = ":(glob)*.go", ":(exclude,glob)*_test.go"
+	commit, err := exec.Command("git", "log", "-1", "--format=%h", "--", files, tests).Output()
+	if err != nil {
+		return ""
+	}
+	name := strings.TrimSpace(string(commit))
+	if exec.Command("git", "diff", "--quiet", "HEAD", "--", files, tests).Run() != nil {
+		name += "+"
+	}
+	return name
 }
 
 func (k *contest) file() string { return filepath.Join(k.dir, "results", k.mode.name) }

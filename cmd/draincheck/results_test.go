@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/seed-121bbccf/graceful/internal/traffic"
 )
 
 // results.md is made of what was saved for each mode, whenever that was.
@@ -26,7 +27,7 @@ func TestResultsText(t *testing.T) {
 				{Name: "tls", Skipped: "why not"},
 				{Name: "http2", Sent: 7, Answered: 6, Lost: map[string]int{"paused": 1}},
 				{Name: "idle", Sent: 8, Answered: 6, Lost: map[string]int{"paused": 1, "EOF": 1}},
-			}},
+			}, Losses: []Loss{{Stop: 2, Kind: "idle", Began: -3, Lost: 4.56, Cause: "EOF", Balancer: []string{"SD 502"}}}},
 		},
 	}
 	for _, s := range rep.Subjects {
@@ -34,6 +35,9 @@ func TestResultsText(t *testing.T) {
 			l.before, l.during = newLane(lane{}).before, newLane(lane{}).during
 		}
 	}
+	rep.built("")
+	rep.built("abc1")
+	rep.built("abc2") // no stop between them
 	nginx, trial := modes[4], modes[6]
 	if nginx.inherent == "" || trial.known == "" {
 		t.Fatal("the modes are not what this test thinks")
@@ -53,6 +57,8 @@ func TestResultsText(t *testing.T) {
 		"| traffic | theirs | this library |", "| **1**/7\u00a0‡ |", "\n‡ inherent:", "| **2**/8\u00a0† |", "\n† inherent: nginx",
 		"| " + trial.title + " | " + trial.known + " | 5/12,345 | 3/25 |", "| keep-alive | **5**/12,345 | 0/10 |", "| exit after, median | 1,234 ms | 5 ms |",
 		"theirs lost by cause: 4 EOF, 1 reset", "3 stops of each, 7 clients", "2026-01-02", "`go run ./cmd/draincheck results -rounds 3`",
+		"`\nThis library at an unknown commit, from stop 4 on at `abc2`.\n",
+		"- this library, stop 2, idle: begun -3.0 ms and lost 4.6 ms after the signal (EOF); the balancer: SD 502\n",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q in\n%s", want, text)
@@ -115,5 +121,28 @@ func TestResultsGoOn(t *testing.T) {
 	c.lanes, _ = lanesByName("keep-alive")
 	if _, err := c.newContest(m, dir, false); err == nil || !strings.Contains(err.Error(), "-fresh") {
 		t.Errorf("numbers of other kinds: %v", err)
+	}
+}
+
+// What must not be lost is told one by one: when, and what the balancer wrote.
+func TestNoteLosses(t *testing.T) {
+	began := time.Unix(100, 0)
+	b := &balanced{balancer: &process{out: new(tail)}}
+	b.balancer.out.Write([]byte("of id-2, SD\nof id-3, SD\nof id-2, cut o"))
+	res := &traffic.Result{Began: began, Samples: []traffic.Sample{
+		{Start: time.Second, End: 2 * time.Second, ID: "id-1"},
+		{Start: time.Second, End: 3 * time.Second, Outcome: traffic.Lost, ID: "id-2", Cause: "EOF"},
+	}}
+	s := &Subject{Stops: []Stop{{}, {Began: began.Add(1500 * time.Millisecond)}}}
+	s.noteLosses(res, "tls", b)
+	want := []Loss{{Stop: 2, Kind: "tls", Began: -500, Lost: 1500, Cause: "EOF", ID: "id-2", Balancer: []string{"of id-2, SD"}}}
+	if diff := cmp.Diff(want, s.Losses); diff != "" {
+		t.Error(diff)
+	}
+	for range maxLosses {
+		s.noteLosses(res, "tls", b)
+	}
+	if len(s.Losses) != maxLosses {
+		t.Errorf("%d are kept", len(s.Losses))
 	}
 }

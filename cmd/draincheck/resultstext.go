@@ -35,6 +35,9 @@ On a busy machine a client may pause for longer than the 500 ms for which this l
 connections, and speak at the very moment at which its connection is closed. Such losses have the cause
 ` + "`paused`" + `; in HTTP/1.1 they are inherent.
 
+The traffic ` + "`idle`" + ` is connections that make one request each and are left alone then, as many per stop as make
+up the number, within a few seconds.
+
 In the pictures each row is a kind of traffic, time runs to the right, and a red stroke is a loss.
 `)
 	var trials []mode
@@ -54,8 +57,8 @@ In the pictures each row is a kind of traffic, time runs to the right, and a red
 		f("%s\n", m.note)
 		f("![%s](results/%s.svg)\n", m.title, m.name)
 		rep.cells(f, m.inherent)
-		f("%d stops of each, %d clients for each kind of traffic, at most %.0f requests per second of each. %s, %s:\n`go run ./cmd/%s`\n",
-			len(rep.Subjects[0].Stops), rep.Clients, rep.Rate, rep.When.Format("2006-01-02"), rep.System, rep.Command)
+		f("%d stops of each, %d clients for each kind of traffic, at most %.0f requests per second of each. %s, %s:\n`go run ./cmd/%s`%s\n",
+			len(rep.Subjects[0].Stops), rep.Clients, rep.Rate, rep.When.Format("2006-01-02"), rep.System, rep.Command, rep.builds())
 	}
 	if err := trialsText(dir, trials, f); err != nil {
 		return nil, err
@@ -66,6 +69,27 @@ In the pictures each row is a kind of traffic, time runs to the right, and a red
 		f("```\n%s\n```", bytes.TrimSpace(bench))
 	}
 	return b.Bytes(), nil
+}
+
+// builds says of which commits of this library the numbers are.
+func (r *Report) builds() string {
+	var parts []string
+	for _, b := range r.Builds {
+		part := "`" + b.Commit + "`"
+		if b.Commit == "" {
+			part = "an unknown commit"
+		}
+		if b.Stop > 1 {
+			part = fmt.Sprintf("from stop %d on at %s", b.Stop, part)
+		} else {
+			part = "at " + part
+		}
+		parts = append(parts, part)
+	}
+	if len(parts) == 0 {
+		return ""
+	}
+	return "\nThis library " + strings.Join(parts, ", ") + "."
 }
 
 // trialsText is about the trials from before this command was there: their
@@ -155,6 +179,14 @@ func (r *Report) cells(f func(string, ...any), inherent string) {
 		}
 		if len(all) > 0 {
 			f("- %s lost by cause: %s", s.Name, causes(all))
+		}
+	}
+	for _, s := range r.Subjects {
+		// Those of a mode in which losses are inherent are told by their cause.
+		if s.Name == ours && inherent == "" {
+			for _, l := range s.Losses {
+				f("- %s, %v", s.Name, l)
+			}
 		}
 	}
 	f("")

@@ -90,6 +90,13 @@ func (s *Subject) writeTable(w io.Writer) {
 	for _, k := range s.skipped() {
 		fmt.Fprintf(w, " skipped: %s\n", k)
 	}
+	for i, l := range s.Losses {
+		if i == 10 {
+			fmt.Fprintf(w, " ... and more, which -json has\n")
+			break
+		}
+		fmt.Fprintf(w, " lost at %v\n", l)
+	}
 	fmt.Fprintln(w)
 }
 
