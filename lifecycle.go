@@ -30,7 +30,10 @@ type protocol interface {
 	// beforeShutdown reports whether a shutdown may begin.
 	beforeShutdown() bool
 
-	beginDelay() // the first moment of the shutdown
+	// beginDelay is the first moment of the shutdown: the phase is entered
+	// next. It is called with the lifecycle's mutex held.
+	beginDelay()
+
 	beginDrain() // the listeners have been told to stop
 	beginKill()  // before any connection is closed
 

@@ -95,8 +95,9 @@ func (lc *lifecycle) beginLocked(reason string) {
 	if lc.Phase() != PhaseServing {
 		return
 	}
-	lc.enterLocked(PhaseDelaying)
+	lc.p.beginDelay() // who sees the phase finds everything in it
 	lc.shutting.Store(true)
+	lc.enterLocked(PhaseDelaying)
 	lc.report.Reason = reason
 	lc.report.Began = lc.phaseAt
 	close(lc.draining)

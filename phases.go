@@ -11,7 +11,6 @@ import (
 // shutDown is the shutdown, from its first moment to its last.
 func (lc *lifecycle) shutDown(reason string) {
 	lc.p.logf("shutdown initiated: %s", reason)
-	lc.p.beginDelay()
 
 	lc.mu.Lock()
 	delay, hold := lc.cfg.delay, lc.hold

@@ -3,6 +3,7 @@ package graceful_test
 import (
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -53,4 +54,22 @@ func TestReadyHandler(t *testing.T) {
 			t.Errorf("(-want +got):\n%s", diff)
 		}
 	})
+}
+
+// TestReadyWithPhase: who has seen the phase finds the handler in it.
+func TestReadyWithPhase(t *testing.T) {
+	for range 200 {
+		srv := &graceful.Server{NoSignalHandling: true}
+		ready := srv.ReadyHandler()
+		srv.Stop(0)
+		for srv.Phase() == graceful.PhaseServing {
+			runtime.Gosched()
+		}
+		w := httptest.NewRecorder()
+		ready.ServeHTTP(w, httptest.NewRequest("GET", "/ready", nil))
+		<-srv.StopChan()
+		if w.Code != 503 || !srv.Interrupted {
+			t.Fatalf("the ready handler says %d, interrupted: %v", w.Code, srv.Interrupted)
+		}
+	}
 }
