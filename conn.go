@@ -74,11 +74,10 @@ func (c *conn) Read(p []byte) (int, error) {
 			return n, err
 		}
 		ending := c.load().state() == connEnding
-		if !ending && c.takenBack.Load() == before ||
-			err == nil || !errors.Is(err, os.ErrDeadlineExceeded) {
+		switch takenBack := c.takenBack.Load() != before; {
+		case !ending && !takenBack, err == nil, !errors.Is(err, os.ErrDeadlineExceeded):
 			return n, err
-		}
-		if !ending {
+		case !ending:
 			continue // it was the manager's, which was taken back
 		}
 		// The deadline is the manager's. It looked for bytes before it
@@ -205,8 +204,10 @@ func (c *conn) setState(to connState) {
 			c.goOn(to)
 			return
 		}
-		next := w.as(to)
-		if to != connActive || w.state() != connReceiving {
+		var next uint64
+		if to == connActive && w.state() == connReceiving {
+			next = w.as(to)
+		} else {
 			next = c.m.stamp(to)
 		}
 		if c.word.CompareAndSwap(uint64(w), next) {

@@ -115,7 +115,8 @@ const (
 	// one behind which more was read. What is read behind the next is not known.
 	flagVague
 
-	// flagInHandler: a request of HTTP/1 is in the handler.
+	// flagInHandler: the request in progress has come to its handler, which
+	// has not returned. Without flagStreams.
 	flagInHandler
 
 	// flagReported: that request is being read for a report.

@@ -104,7 +104,7 @@ func (d *drain) look(c *conn) {
 // such a connection can't be served on (see serveOn).
 func (d *drain) lastAnswer(c *conn) bool {
 	return c.has(flagFarewell|flagStreams) ||
-		!c.has(flagWrote|flagBeside|flagTLS|flagVague) && d.m.rules.entered != nil && d.m.rules.entered(c)
+		c.flags.Load()&(flagInHandler|flagWrote|flagBeside|flagTLS|flagVague) == flagInHandler
 }
 
 // handshaking reports whether c's TLS handshake may still be under way, and

@@ -18,7 +18,7 @@ func TestRequestsWhileServing(t *testing.T) {
 		}
 		for i := range times {
 			h.enter(ring[i%len(ring)])
-			h.left()
+			h.leave()
 		}
 	})
 	for range 3 {
@@ -37,7 +37,7 @@ func TestRequestsWhileServing(t *testing.T) {
 	if got := h.requests(); len(got) != 1 || got[0] != (requestLine{"GET", "/last"}) {
 		t.Errorf("in the handler: %v", got)
 	}
-	h.left()
+	h.leave()
 	if got := h.requests(); len(got) != 0 {
 		t.Errorf("after it: %v", got)
 	}

@@ -28,7 +28,7 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 			h.c.sayFarewell()
 		}
 		s.handle(w, r)
-		h.left() // after a panic the connection is closed anyway
+		h.leave() // after a panic the connection is closed anyway
 	default:
 		if !h.c.has(flagStreams) {
 			h.c.flags.Or(flagStreams)
@@ -43,22 +43,19 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// inHandler reports whether there is a request of HTTP/1 in the handler.
-func inHandler(c *conn) bool { return c.has(flagInHandler) }
-
-// enter and left are for a request of HTTP/1, begin and end for those of HTTP/2.
+// enter and leave are for a request of HTTP/1, begin and end for those of HTTP/2.
 // A mutex in enter would be two locked operations more in every request, for a
 // report that hardly ever comes.
 func (h *httpConn) enter(r *http.Request) {
 	if h.c.has(flagReported) {
-		h.mu.Lock() // until the last one was read
-		h.mu.Unlock()
+		h.mu.Lock() // waits until the last one was read
+		defer h.mu.Unlock()
 	}
 	h.last = lineOf(r)
 	h.c.flags.Or(flagInHandler)
 }
 
-func (h *httpConn) left() { h.c.flags.And(^uint32(flagInHandler)) }
+func (h *httpConn) leave() { h.c.flags.And(^uint32(flagInHandler)) }
 
 func (h *httpConn) begin(r *http.Request) {
 	h.mu.Lock()

@@ -21,7 +21,6 @@ func (p *httpProtocol) config() lifeConfig {
 			grace:        s.idleGrace(),
 			half:         halfSpoken,
 			waitHijacked: s.WaitHijacked,
-			entered:      inHandler,
 			settled:      s.shutHTTP,
 		},
 	}

@@ -79,10 +79,6 @@ type drainRules struct {
 	// waitHijacked makes the drain wait for hijacked connections.
 	waitHijacked bool
 
-	// entered reports whether the request on an active connection has come
-	// to its handler. It must not block. May be nil.
-	entered func(*conn) bool
-
 	// settled is called, on a goroutine of its own, once all connections
 	// left are in use and none of them could be used again unless the
 	// protocol above lets it: HTTP's last word can be said. May be nil.

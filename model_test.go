@@ -100,7 +100,6 @@ func newPlay(t *testing.T, protocol string, rng *rand.Rand) *play {
 			p.settledAt = append(p.settledAt, p.now())
 		}
 	}
-	rules.entered = func(*conn) bool { return true }
 	p.m = newManager(rules)
 	p.ref = newReference(rules)
 	go p.m.run()

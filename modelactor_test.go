@@ -43,7 +43,7 @@ func newActor(p *play, id int) *actor {
 		defer a.mu.Unlock()
 		a.released++
 		p.limit.release()
-	}, tr, 0)
+	}, tr, flagInHandler) // a request is there as soon as it is whole
 	return a
 }
 

@@ -323,6 +323,26 @@ func TestShutdownContext(t *testing.T) {
 	})
 }
 
+// TestAge: a request is as old as its first byte.
+func TestAge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		defer outlast()
+		l := newVirtListener()
+		s := serve(t, &graceful.Server{Server: &http.Server{Handler: sleeper}}, l)
+		c := newClient(t, l.dial())
+		io.WriteString(c, "GET /1h HTTP/1.1\r\nHo")
+		time.Sleep(time.Second)
+		io.WriteString(c, "st: h\r\n\r\n")
+		time.Sleep(2 * time.Second)
+		s.Close()
+		s.end()
+		want := []graceful.KilledConn{{RemoteAddr: "client", State: "active", Age: 3 * time.Second, Requests: []string{"GET /1h"}}}
+		if diff := cmp.Diff(want, s.Report().Killed); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+	})
+}
+
 // TestShutdownContextEnded: a context that has ended kills at once.
 func TestShutdownContextEnded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

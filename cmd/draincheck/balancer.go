@@ -146,7 +146,9 @@ func (b *balanced) startBalancer() error {
 		Health  string
 		Every   int64
 		Dir     string
-	}{b.front, b.ports, b.c.health, checkEvery.Milliseconds(), b.dir})
+
+		IDHeader string
+	}{b.front, b.ports, b.c.health, checkEvery.Milliseconds(), b.dir, traffic.IDHeader})
 	if err != nil {
 		return err
 	}

@@ -144,8 +144,12 @@ func (p *process) kill() {
 	p.stdin.Close()
 }
 
-// tailBytes is how much of a process's output is kept.
-const tailBytes = 16 << 10
+// How much of a process's output is kept, and how much of it is shown when it
+// fails.
+const (
+	tailBytes  = 16 << 10
+	shownBytes = 4 << 10
+)
 
 // A tail is the last output of a process.
 type tail struct {
@@ -168,12 +172,12 @@ func (t *tail) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// String returns it indented, after a colon and a line's end; "" if there is
+// String returns the end of it indented, after a colon and a line's end; "" if there is
 // none.
 func (t *tail) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	s := bytes.TrimSpace(t.buf)
+	s := bytes.TrimSpace(t.buf[max(0, len(t.buf)-shownBytes):])
 	if len(s) == 0 {
 		return ""
 	}

@@ -20,13 +20,14 @@ type h2Client struct {
 	transport *http.Transport
 }
 
-// transports returns l.Conns transports that speak nothing but HTTP/2, and a
-// function that closes their connections.
-func (l *Load) transports() ([]*http.Transport, func()) {
+// newTransports returns as many transports as the load has connections, which
+// speak nothing but HTTP/2, and a function that closes their connections.
+func (r *Run) newTransports() ([]*http.Transport, func()) {
+	l := &r.load
 	ts := make([]*http.Transport, l.Conns)
 	for i := range ts {
 		p := new(http.Protocols)
-		ts[i] = &http.Transport{Protocols: p, DisableCompression: true, DialContext: l.dial}
+		ts[i] = &http.Transport{Protocols: p, DisableCompression: true, DialContext: r.dial}
 		if l.TLS != nil {
 			p.SetHTTP2(true)
 			ts[i].TLSClientConfig = tlsFor(l)

@@ -14,8 +14,9 @@ import (
 // A line is a client's connection to the server, over which it speaks without
 // anything in between that could retry.
 type line struct {
-	load *Load
-	ctx  context.Context
+	load    *Load
+	ctx     context.Context
+	connect func(ctx context.Context, network, addr string) (net.Conn, error)
 
 	conn net.Conn // nil: none yet, or no longer
 	br   *bufio.Reader
@@ -36,7 +37,7 @@ func (l *line) dial(deadline time.Time) error {
 	l.quiet = time.Now()
 	ctx, cancel := context.WithDeadline(l.ctx, deadline)
 	defer cancel()
-	conn, err := l.load.dial(ctx, "tcp", l.load.Addr)
+	conn, err := l.connect(ctx, "tcp", l.load.Addr)
 	if err != nil {
 		return err
 	}

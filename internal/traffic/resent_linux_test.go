@@ -3,14 +3,34 @@
 package traffic_test
 
 import (
+	"fmt"
 	"net"
 	"net/http"
+	"os"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/seed-121bbccf/graceful/internal/traffic"
 )
+
+// resending reports whether the kernel has sent a SYN to the port of 127.0.0.1
+// more than once. See proc_net_tcp in the kernel's documentation.
+func resending(t *testing.T, port int) bool {
+	table, err := os.ReadFile("/proc/net/tcp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const synSent = "02"
+	for line := range strings.Lines(string(table)) {
+		f := strings.Fields(line)
+		if strings.HasSuffix(f[2], fmt.Sprintf(":%04X", port)) && f[3] == synSent && strings.Trim(f[6], "0") != "" {
+			return true
+		}
+	}
+	return false
+}
 
 // TestResent: a connection that the kernel let wait is counted.
 func TestResent(t *testing.T) {
@@ -36,7 +56,9 @@ func TestResent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(100 * time.Millisecond) // the SYN is out, and dropped
+	for !resending(t, ln.Addr().(*net.TCPAddr).Port) {
+		time.Sleep(10 * time.Millisecond)
+	}
 	srv := &http.Server{Handler: new(traffic.Handler)}
 	go srv.Serve(ln)
 	defer srv.Close()

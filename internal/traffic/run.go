@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -23,6 +25,7 @@ type Run struct {
 	flow       context.Context // ends: no new requests
 	halt       context.CancelFunc
 	transports []*http.Transport
+	resent     atomic.Int64  // see Result.Resent
 	done       chan struct{} // no values sent; closed when the last client has ended
 
 	mu      sync.Mutex // guards what follows
@@ -76,7 +79,7 @@ func (r *Run) Progress() (sent, answered, refused, lost int) {
 func (r *Run) finish() {
 	r.mu.Lock()
 	r.res.Ended, r.ended = time.Now(), true
-	r.res.Resent = int(r.load.resent.Load())
+	r.res.Resent = int(r.resent.Load())
 	r.mu.Unlock()
 	r.changed.Broadcast()
 	r.abort()
@@ -137,10 +140,19 @@ func (r *Run) newClient(n int) client {
 	case http2:
 		return &h2Client{load: &r.load, ctx: r.ctx, transport: r.transports[n%len(r.transports)]}
 	case websocket:
-		return &wsClient{line: line{load: &r.load, ctx: r.ctx}}
+		return &wsClient{line: line{load: &r.load, ctx: r.ctx, connect: r.dial}}
 	default:
-		return &h1Client{line: line{load: &r.load, ctx: r.ctx}}
+		return &h1Client{line: line{load: &r.load, ctx: r.ctx, connect: r.dial}}
 	}
+}
+
+// dial makes a connection, and notes whether its SYN had to be sent again.
+func (r *Run) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	nc, err := new(net.Dialer).DialContext(ctx, network, addr)
+	if err == nil && synResent(nc) {
+		r.resent.Add(1)
+	}
+	return nc, err
 }
 
 // begin reports whether there is another request to make.

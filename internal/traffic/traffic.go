@@ -33,7 +33,6 @@ import (
 	"net"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -89,8 +88,6 @@ type Load struct {
 	Method string
 	Path   string
 
-	resent *atomic.Int64 // see Result.Resent
-
 	// Observe, if not nil, is called with each sample as it comes, by the
 	// client's own goroutine: possibly many at once.
 	Observe func(Sample)
@@ -106,7 +103,6 @@ func (l Load) Start(ctx context.Context) (*Run, error) {
 	var nonce [4]byte
 	rand.Read(nonce[:])
 	r := &Run{load: l, prefix: hex.EncodeToString(nonce[:]), began: time.Now(), done: make(chan struct{})}
-	r.load.resent = new(atomic.Int64)
 	r.res = Result{Kind: l.Kind, Clients: l.Clients, Began: r.began, Refused: map[string]int{}, Lost: map[string]int{}, Errors: map[string]string{}}
 	r.changed.L = &r.mu
 	r.ctx, r.abort = context.WithCancel(ctx)
@@ -114,7 +110,7 @@ func (l Load) Start(ctx context.Context) (*Run, error) {
 	var wg sync.WaitGroup
 	finish := func() {}
 	if l.Kind.proto == http2 {
-		r.transports, finish = r.load.transports()
+		r.transports, finish = r.newTransports()
 	}
 	for n := range l.Clients {
 		wg.Go(func() { r.client(n) })
@@ -125,15 +121,6 @@ func (l Load) Start(ctx context.Context) (*Run, error) {
 		r.finish()
 	}()
 	return r, nil
-}
-
-// dial makes a connection, and takes note if that took two attempts.
-func (l *Load) dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	nc, err := new(net.Dialer).DialContext(ctx, network, addr)
-	if err == nil && synResent(nc) {
-		l.resent.Add(1)
-	}
-	return nc, err
 }
 
 // complete fills in what is zero, and says what makes no sense.
