@@ -162,7 +162,7 @@ func startBehind(t *testing.T, port int, delay time.Duration, reuse bool) *grace
 }
 
 // startHAProxy runs it until the test is over.
-func startHAProxy(t *testing.T, conf string) {
+func startHAProxy(t testing.TB, conf string) {
 	t.Helper()
 	path, err := exec.LookPath("haproxy")
 	if err != nil {
@@ -188,7 +188,7 @@ func startHAProxy(t *testing.T, conf string) {
 }
 
 // waitUp waits until url answers 200.
-func waitUp(t *testing.T, url string) {
+func waitUp(t testing.TB, url string) {
 	t.Helper()
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Second}
 	for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
@@ -206,7 +206,7 @@ func waitUp(t *testing.T, url string) {
 }
 
 // freePorts returns n ports that nobody listens on.
-func freePorts(t *testing.T, n int) (ports []int) {
+func freePorts(t testing.TB, n int) (ports []int) {
 	t.Helper()
 	for range n {
 		ln, err := net.Listen("tcp", "127.0.0.1:0")

@@ -162,7 +162,7 @@ var buildDraincheck = sync.OnceValues(func() (string, error) {
 })
 
 // need skips t if the program is not installed, and fails it where CI is set.
-func need(t *testing.T, program string) {
+func need(t testing.TB, program string) {
 	t.Helper()
 	for _, path := range []string{program, "/usr/sbin/" + program, "/usr/local/sbin/" + program} {
 		if _, err := exec.LookPath(path); err == nil {
