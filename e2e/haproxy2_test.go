@@ -16,12 +16,9 @@ import (
 	"github.com/seed-121bbccf/graceful/internal/traffic"
 )
 
-// haproxyHTTP2 speaks HTTP/2 without TLS to its servers, and checks them so
-// too. It shares connections among its clients, tries nothing twice, and says
-// at its second address whether it has found both servers in order. A check that
-// takes longer than inter has failed, whatever "timeout check" says; on a busy
-// machine some do, so it takes three in a row.
-const haproxyHTTP2 = `global
+// haproxyDefaults keeps connections with the servers, and shares them among its
+// clients. How often it tries, is to come behind it.
+const haproxyDefaults = `global
     nbthread 1
 defaults
     mode http
@@ -29,8 +26,14 @@ defaults
     timeout client 30s
     timeout server 30s
     http-reuse always
-    retries 0
     no option redispatch
+`
+
+// haproxyHTTP2 speaks HTTP/2 without TLS to its servers, and checks them so
+// too. It tries nothing twice, and says at its second address whether it has found both servers in order. A check that
+// takes longer than inter has failed, whatever "timeout check" says; on a busy
+// machine some do, so it takes three in a row.
+const haproxyHTTP2 = haproxyDefaults + `    retries 0
 frontend in
     bind 127.0.0.1:%d
     default_backend servers

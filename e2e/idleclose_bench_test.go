@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,24 +18,11 @@ import (
 	"github.com/seed-121bbccf/graceful/internal/traffic"
 )
 
-// haproxyReuse keeps connections to its servers and uses them again. What is to be
-// tried twice, and a server for each client, come behind it.
-const haproxyReuse = `global
-    nbthread 1
-defaults
-    mode http
-    timeout connect 2s
-    timeout client 30s
-    timeout server 30s
-    http-reuse always
-    no option redispatch
-    retries `
-
 // haproxyRetries is what HAProxy tries twice: nothing, or also what it sent over a
 // connection that was closed without an answer.
 var haproxyRetries = map[string]string{
-	"none": "0\n",
-	"sent": "2\n    retry-on conn-failure empty-response\n",
+	"none": "    retries 0\n",
+	"sent": "    retries 2\n    retry-on conn-failure empty-response\n",
 }
 
 // BenchmarkIdleClose shows what it costs through HAProxy, retries off, that a
@@ -61,8 +49,8 @@ func BenchmarkIdleClose(b *testing.B) {
 						if server == "graceful" {
 							closing = closeByStop
 						}
-						port, round := closing(b, &traffic.Handler{}, over == "tls")
-						idleClose(b, port, round, haproxyReuse+haproxyRetries[retry], over == "tls", load == "busy")
+						port, round := closing(b, over == "tls")
+						idleClose(b, port, round, haproxyDefaults+haproxyRetries[retry], over == "tls", load == "busy")
 					})
 				}
 			}
@@ -78,12 +66,12 @@ const (
 
 // closeByTimeout serves with net/http, which closes connections that have been
 // idle for idleTimeout.
-func closeByTimeout(tb testing.TB, h http.Handler, overTLS bool) (port int, round func(func())) {
+func closeByTimeout(tb testing.TB, overTLS bool) (port int, round func(func())) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		tb.Fatal(err)
 	}
-	hs := &http.Server{Handler: h, IdleTimeout: idleTimeout}
+	hs := &http.Server{Handler: new(traffic.Handler), IdleTimeout: idleTimeout}
 	if overTLS {
 		hs.TLSConfig = traffic.ServerTLS()
 		go hs.ServeTLS(l, "", "")
@@ -96,10 +84,10 @@ func closeByTimeout(tb testing.TB, h http.Handler, overTLS bool) (port int, roun
 
 // closeByStop serves with this library. In each round the server is stopped
 // after the exchange, and its successor takes over.
-func closeByStop(tb testing.TB, h http.Handler, overTLS bool) (port int, round func(func())) {
+func closeByStop(tb testing.TB, overTLS bool) (port int, round func(func())) {
 	port = freePorts(tb, 1)[0]
 	launch := func() (*graceful.Server, <-chan struct{}) {
-		hs := &http.Server{Addr: fmt.Sprint("127.0.0.1:", port), Handler: h}
+		hs := &http.Server{Addr: fmt.Sprint("127.0.0.1:", port), Handler: new(traffic.Handler)}
 		if overTLS {
 			hs.TLSConfig = traffic.ServerTLS()
 		}
@@ -125,6 +113,8 @@ func closeByStop(tb testing.TB, h http.Handler, overTLS bool) (port int, round f
 	}
 }
 
+// idleClose plays the rounds, each of which leaves the connections with the server
+// at that port idle.
 func idleClose(b *testing.B, server int, round func(func()), haproxy string, overTLS, busy bool) {
 	ports := freePorts(b, idleClients+1)
 	var conf strings.Builder
@@ -133,7 +123,7 @@ func idleClose(b *testing.B, server int, round func(func()), haproxy string, ove
 	if overTLS {
 		secure = " ssl verify none"
 	}
-	other, _ := closeByTimeout(b, &traffic.Handler{}, overTLS)
+	other, _ := closeByTimeout(b, overTLS)
 	for i, port := range ports {
 		to := server
 		if i == idleClients {
@@ -160,7 +150,7 @@ func idleClose(b *testing.B, server int, round func(func()), haproxy string, ove
 		clients[i].addr = fmt.Sprint("127.0.0.1:", ports[i])
 		defer clients[i].close()
 	}
-	lost := 0
+	var lost atomic.Int64
 	b.ResetTimer()
 	for n := 0; n < b.N; n += len(clients) {
 		each := func(f func(*idleClient)) {
@@ -177,19 +167,16 @@ func idleClose(b *testing.B, server int, round func(func()), haproxy string, ove
 				}
 			})
 		})
-		var mu sync.Mutex
 		each(func(c *idleClient) {
 			time.Sleep(time.Until(c.answered.Add(idleTimeout - idleSpread/2 + rand.N(idleSpread))))
 			if !c.exchange() {
-				mu.Lock()
-				lost++
-				mu.Unlock()
+				lost.Add(1)
 			}
 		})
 	}
 	b.StopTimer()
-	b.ReportMetric(float64(lost), "lost")
-	b.ReportMetric(float64(lost)/float64(b.N)*float64(idleSpread.Microseconds()), "window-us")
+	b.ReportMetric(float64(lost.Load()), "lost")
+	b.ReportMetric(float64(lost.Load())/float64(b.N)*float64(idleSpread.Microseconds()), "window-us")
 }
 
 // An idleClient has one connection with HAProxy, and another one when that has

@@ -172,8 +172,8 @@ func (t *tail) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// String returns the end of it indented, after a colon and a line's end; "" if there is
-// none.
+// String returns the end of it indented, after a colon and a line's end; "" if
+// there is none.
 func (t *tail) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -59,6 +59,7 @@ func TestResultsText(t *testing.T) {
 		"theirs lost by cause: 4 EOF, 1 reset", "3 stops of each, 7 clients", "2026-01-02", "`go run ./cmd/draincheck results -rounds 3`",
 		"`\nThis library at an unknown commit, from stop 4 on at `abc2`.\n",
 		"- this library, stop 2, idle: begun -3.0 ms and lost 4.6 ms after the signal (EOF); the balancer: SD 502\n",
+		"- this library, 2 of which only the kind and the cause are known\n",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q in\n%s", want, text)

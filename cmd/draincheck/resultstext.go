@@ -187,6 +187,9 @@ func (r *Report) cells(f func(string, ...any), inherent string) {
 			for _, l := range s.Losses {
 				f("- %s, %v", s.Name, l)
 			}
+			if n := s.lost() - len(s.Losses); n > 0 {
+				f("- %s, %d of which only the kind and the cause are known", s.Name, n)
+			}
 		}
 	}
 	f("")

@@ -56,7 +56,10 @@ func TestResent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for !resending(t, ln.Addr().(*net.TCPAddr).Port) {
+	for end := time.Now().Add(20 * time.Second); !resending(t, ln.Addr().(*net.TCPAddr).Port); {
+		if time.Now().After(end) {
+			t.Fatal("no SYN was sent again")
+		}
 		time.Sleep(10 * time.Millisecond)
 	}
 	srv := &http.Server{Handler: new(traffic.Handler)}
