@@ -1,6 +1,6 @@
 module github.com/seed-121bbccf/graceful/bench
 
-go 1.25
+go 1.26
 
 tool golang.org/x/perf/cmd/benchstat
 

@@ -1,6 +1,6 @@
 module github.com/seed-121bbccf/graceful/interop
 
-go 1.25
+go 1.26
 
 require (
 	github.com/seed-121bbccf/graceful v0.0.0

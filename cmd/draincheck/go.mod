@@ -1,6 +1,6 @@
 module github.com/seed-121bbccf/graceful/cmd/draincheck
 
-go 1.25
+go 1.26
 
 require (
 	github.com/jedib0t/go-pretty/v6 v6.7.8
