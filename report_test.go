@@ -74,7 +74,7 @@ func TestReport(t *testing.T) {
 		want.KillReason = "timeout, 4.5s after draining began"
 		want.Idle = 3 // and the one of /4900ms, which was not told to close: somebody was half-spoken
 		want.Killed = []graceful.KilledConn{
-			{RemoteAddr: "client", State: "active", Age: 6500 * ms, Requests: []string{"GET /1h"}},
+			{RemoteAddr: "client", State: "active", Age: 6500 * ms, Requests: []string{"GET \"/1h\""}},
 			{RemoteAddr: "client", State: "receiving", Age: 6500 * ms},
 		}
 		byState := cmpopts.SortSlices(func(a, b graceful.KilledConn) bool { return a.State < b.State })
@@ -92,7 +92,7 @@ func TestReport(t *testing.T) {
 			"stopped after 6.5s (Stop; killed: timeout, 4.5s after draining began): delay 2s, drain 4.5s, kill 0s\n",
 			"  at the start: 2 in flight, 1 idle, 1 new, 1 receiving, 1 hijacked\n",
 			"  then: 0 accepted late, 0 finished, 3 idle closed, 0 given up, 1 hijacked left, 2 killed\n",
-			"  killed client active for 6.5s: GET /1h",
+			"  killed client active for 6.5s: GET \"/1h\"",
 			"  killed client receiving for 6.5s",
 		} {
 			if !strings.Contains(text, line) {
@@ -107,7 +107,7 @@ func TestReport(t *testing.T) {
 			"4s draining: 2 in flight, 0 idle, 0 new, 1 receiving, 0 hijacked; 2.5s left",
 			"5s draining: 1 in flight, 1 idle, 0 new, 1 receiving, 0 hijacked; 1.5s left",
 			"6s draining: 1 in flight, 0 idle, 0 new, 1 receiving, 0 hijacked; 500ms left",
-			"6.5s killing client active for 6.5s: GET /1h",
+			"6.5s killing client active for 6.5s: GET \"/1h\"",
 			"6.5s killing client receiving for 6.5s",
 			"6.5s " + text,
 		}
@@ -148,7 +148,7 @@ func TestReportHTTP2(t *testing.T) {
 		t.Fatalf("%v", r)
 	}
 	inAnyOrder := cmpopts.SortSlices(strings.Compare)
-	if diff := cmp.Diff([]string{"GET /warm", "GET /a", "GET /b"}, r.Killed[0].Requests, inAnyOrder); diff != "" {
+	if diff := cmp.Diff([]string{`GET "/warm"`, `GET "/a"`, `GET "/b"`}, r.Killed[0].Requests, inAnyOrder); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	if got := r.String(); !strings.Contains(got, "of these HTTP/2: 1 connections with 3 streams") {
