@@ -219,10 +219,24 @@ func (s *Server) ListenAndServe() error {
 // Serve returns nil at once; when the server has served and was stopped, an
 // error that wraps http.ErrServerClosed.
 //
-// A listener from outside may be shared with another process, so its socket is
-// only closed, as soon as nobody waits in its queue: see OwnsListener. If it
-// has no SetDeadline method (a tls.NewListener) not even that can be known:
-// prefer ServeTLS.
+// What a listener can do decides how much of the promise is kept for clients that
+// have connected and have not been accepted when draining begins:
+//
+//   - A socket of Listen's is this process's alone. On Linux it admits no client
+//     from that moment on, and is closed when its queue is empty. So is any other
+//     socket with OwnsListener.
+//   - A *net.TCPListener or *net.UnixListener from elsewhere may be shared with
+//     another process. Its queue is emptied, and it is closed at the first moment
+//     at which the queue is empty, after a second at the latest. A client that
+//     connects in between is reset.
+//   - So it is with a wrapper around one of these that has a SetDeadline method, or
+//     an Unwrap method that returns what it wraps: without Unwrap the wrapper is
+//     not known to be this process's alone, and where it has no SyscallConn method
+//     either (as everywhere but on Linux) its queue is empty when Accept has waited
+//     in vain for some milliseconds.
+//   - Any other listener is closed at once, and clients in its queue are lost:
+//     tls.NewListener's (prefer ServeTLS), or a wrapper that has neither SetDeadline
+//     nor Unwrap. The log says so when serving begins.
 func (s *Server) Serve(l net.Listener) error {
 	if t, ok := l.(*tlsListener); ok && t != nil {
 		return s.serve(t.Listener, t.config)
@@ -508,6 +522,9 @@ func (s *Server) open(l net.Listener, config *tls.Config) (*listener, error) {
 	if err := s.life.admit(tl); err != nil {
 		l.Close()
 		return nil, s.refused(err)
+	}
+	if w := weakness(below); w != "" {
+		s.logf("%s", w)
 	}
 	if !s.NoSignalHandling {
 		s.life.catch()

@@ -440,6 +440,15 @@ func deadlineOf(l net.Listener) func(time.Time) error {
 	return nil
 }
 
+// weakness says what of the promise a listener can't keep, and is empty if it
+// keeps all: its queue can only be emptied with a deadline for Accept.
+func weakness(l net.Listener) string {
+	if deadlineOf(l) != nil {
+		return ""
+	}
+	return fmt.Sprintf("%T has no SetDeadline method: it is closed at once when draining begins, and the clients in its accept queue are lost", l)
+}
+
 // stop begins to end accepting, and doesn't wait for it: a socket that is
 // ours alone admits no client from here on and is closed when no handshake is
 // under way and its queue is empty, any other once its queue is empty, and one

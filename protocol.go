@@ -271,6 +271,9 @@ func (l *Listener) prepare() error {
 			return
 		}
 		l.tl = tl
+		if w := weakness(below); w != "" {
+			l.life.p.logf("%s", w)
+		}
 		if l.HandleSignals {
 			l.life.catch()
 		}

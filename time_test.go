@@ -411,6 +411,7 @@ func TestTick(t *testing.T) {
 		newClient(t, l.dial()).send("GET /")
 		s.end()
 		want := []string{
+			"0s " + virtWeakness,
 			"1s shutdown initiated: Stop",
 			"1s still serving for 2s, so that load balancers notice",
 			"3s listener server closed",
