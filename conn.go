@@ -136,9 +136,7 @@ type conn struct {
 	// Owned by the goroutine that serves HTTP/1; see http1.go.
 	h1 http1Conn
 
-	// Owned by manager.run.
-	wait waitEntry
-	seen connState // when it was looked at last
+	wait waitEntry // owned by manager.run
 }
 
 func (c *conn) load() connWord { return connWord(c.word.Load()) }
@@ -277,24 +275,17 @@ func (c *conn) setState(to connState) {
 
 // end tells a connection that was found in state w to end, and reports whether
 // it did: not if the state has changed since, in which case the manager hears
-// of it.
+// of it. expire has to follow.
 //
-// The connection ends itself: its Read returns because of the deadline, looks for
-// bytes that nobody has read, and reports the end if there are none. So no close
-// races with a read.
+// The connection ends itself: its Read returns because of expire's deadline, looks
+// for bytes that nobody has read, and reports the end if there are none. So no
+// close races with a read.
 func (c *conn) end(w connWord) bool {
-	if !c.word.CompareAndSwap(uint64(w), uint64(c.m.stamp(connEnding))) {
-		return false
-	}
-	if c.ours() {
-		c.expire()
-	} else {
-		go c.expire()
-	}
-	return true
+	return c.word.CompareAndSwap(uint64(w), uint64(c.m.stamp(connEnding)))
 }
 
-// expire sets the deadline of end.
+// expire sets the read deadline of a connection that is ending. It blocks if the
+// connection's SetReadDeadline does.
 func (c *conn) expire() {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -298,9 +298,8 @@ func (s *Server) withServer(r *http.Request) *http.Request {
 // the connection's requests as well, which saves one.
 type httpConn struct {
 	context.Context
-	c   *conn
-	s   *Server
-	own context.Context // what the caller's ConnContext made of it
+	c *conn
+	s *Server
 
 	mu      sync.Mutex                    // guards streams, and is held by who reads last
 	streams map[*http.Request]requestLine // those in progress, of HTTP/2
@@ -427,12 +426,15 @@ func (s *Server) baseContext(l net.Listener) context.Context {
 func (s *Server) connContext(ctx context.Context, nc net.Conn) context.Context {
 	c := connOf(nc)
 	h := &httpConn{Context: ctx, c: c, s: s}
-	h.own = h
-	if s.Server.ConnContext != nil {
-		h.own = s.Server.ConnContext(h, c.raw)
-	}
 	c.http.Store(h)
-	return h.own
+	ctx = h
+	if s.Server.ConnContext != nil {
+		ctx = s.Server.ConnContext(h, c.raw)
+	}
+	if t, ok := nc.(interface{ setContext(context.Context) }); ok {
+		t.setContext(ctx)
+	}
+	return ctx
 }
 
 // connOf returns the tracked connection that nc, which net/http was given, is.

@@ -23,7 +23,7 @@ type http1Conn struct {
 	// as it is known: the most that a Read of a request has asked for. A Read
 	// that asks for less, when a response is out, tells how much of the next
 	// request is in that buffer already.
-	buffer int
+	buffer int32
 
 	// preface is how much of HTTP/2's preface has come, and -1 when the
 	// connection does not begin so or is not asked for it.
@@ -41,15 +41,15 @@ const maxBlank = 3
 func (h *http1Conn) enterRead(c *conn, size int) {
 	switch c.load().state() {
 	case connNew, connReceiving:
-		h.buffer = max(h.buffer, size)
+		h.buffer = max(h.buffer, int32(size))
 	case connIdle, connEnding:
 		if c.multiplexes() {
 			return
 		}
-		if h.buffer-size > int(h.blank) {
+		if h.buffer-int32(size) > int32(h.blank) {
 			c.begun() // the beginning of a request came with the one before it
 		}
-		h.buffer = max(h.buffer, size)
+		h.buffer = max(h.buffer, int32(size))
 	}
 }
 

@@ -110,7 +110,7 @@ type census struct {
 }
 
 func newManager(rules drainRules) *manager {
-	const buffered = 64
+	const buffered = 256
 	return &manager{
 		began:  time.Now(),
 		rules:  rules,
@@ -262,6 +262,7 @@ func (m *manager) run() {
 	for d == nil || sealed != nil || len(conns) > 0 {
 		vacant = nil
 		if d != nil {
+			d.expireForeign()
 			d.setAlarm(alarm)
 			if len(conns) == 0 {
 				vacant = m.vacant
@@ -290,7 +291,9 @@ func (m *manager) run() {
 			sealed = nil
 			catchUp()
 		case <-alarm.C:
+			d.alarmAt = never
 			d.due()
+			d.cutOverdue(conns)
 
 		case reply := <-m.census:
 			catchUp()
@@ -330,17 +333,28 @@ type drain struct {
 	hurry    bool          // patience is over
 
 	waiting waitHeap
+
+	// overdue is when those that were told to end, and have not, are cut; 0 while
+	// none was told.
+	overdue time.Duration
+	alarmAt time.Duration // what the timer is set to; never if it is not
+
+	// foreign are connections of callers' types that are about to be told to end.
+	foreign []*conn
 }
 
-// A waitEntry is a connection's place in the waitHeap.
+const never = time.Duration(1<<63 - 1)
+
+// A waitEntry is what a drain keeps about a connection.
 type waitEntry struct {
-	due   time.Duration // since manager.began
-	at    int           // its index, plus 1; 0 while it is not in the heap
+	due   time.Duration // when it is looked at again, since manager.began
+	at    int32         // its index in the waitHeap, plus 1; 0 while it is not there
+	seen  connState     // the state in which it was looked at last
 	again bool          // it is given up for the second time
 }
 
 func newDrain(m *manager, count *census) *drain {
-	d := &drain{m: m, count: count, begin: time.Since(m.began)}
+	d := &drain{m: m, count: count, begin: time.Since(m.began), alarmAt: never}
 	if !m.timed.Load() {
 		d.halfWait = m.rules.half
 	}
@@ -351,11 +365,11 @@ func newDrain(m *manager, count *census) *drain {
 // waited for, and tells it to end if that is now.
 func (d *drain) look(c *conn) {
 	w := c.load()
-	switch c.seen = w.state(); c.seen {
+	switch c.wait.seen = w.state(); c.wait.seen {
 	case connActive, connIdle:
 		c.wait.again = false
 	}
-	if h2 := c.h2.Load(); h2 != nil && c.seen != connHijacked {
+	if h2 := c.h2.Load(); h2 != nil && c.wait.seen != connHijacked {
 		h2.leave() // it ends by itself, and on time
 		d.waiting.remove(c)
 		return
@@ -375,7 +389,7 @@ func (d *drain) look(c *conn) {
 // until returns until when a connection in the state w is waited for, and false if
 // that is not bounded.
 func (d *drain) until(c *conn, w connWord) (due time.Duration, bounded bool) {
-	if c.has(flagHandshake) && w.state() != connEnding {
+	if c.has(flagHandshake) && (w.state() == connNew || w.state() == connReceiving) {
 		return w.since() + halfRequest, true
 	}
 	switch w.state() {
@@ -394,10 +408,6 @@ func (d *drain) until(c *conn, w connWord) (due time.Duration, bounded bool) {
 			}
 			return max(w.since(), d.begin) + d.halfWait, true
 		}
-	case connEnding:
-		// Its Read returns at once, unless a lock of the caller's connection is in
-		// the way, or the goroutine is somewhere else.
-		return w.since() + halfRequest, true
 	}
 	return 0, false
 }
@@ -406,7 +416,7 @@ func (d *drain) until(c *conn, w connWord) (due time.Duration, bounded bool) {
 func (d *drain) end(c *conn, w connWord) {
 	half := w.state() == connReceiving
 	switch {
-	case w.state() == connEnding, half && c.wait.again:
+	case half && c.wait.again:
 		c.cutSoon()
 		return
 	case c.has(flagHandshake) && !c.wait.again && c.ours() && sock.Pending(c.raw):
@@ -418,15 +428,62 @@ func (d *drain) end(c *conn, w connWord) {
 		c.wait.again = true
 		c.set(flagGaveUp)
 	}
-	if c.end(w) {
-		c.seen = connEnding
-		d.waiting.set(c, time.Since(d.m.began)+halfRequest)
-	} // else it has changed, and says so
+	if !c.end(w) {
+		return // it has changed, and says so
+	}
+	c.wait.seen = connEnding
+	if c.ours() {
+		c.expire()
+	} else {
+		d.foreign = append(d.foreign, c)
+	}
+	if d.overdue == 0 {
+		d.overdue = time.Since(d.m.began) + halfRequest
+	}
+}
+
+// expireForeign sets the read deadlines of callers' connections, which may block:
+// a few together, since a goroutine for each would cost more than the rest of the
+// drain.
+func (d *drain) expireForeign() {
+	const together = 32
+	for batch := range slices.Chunk(d.foreign, together) {
+		go func() {
+			for _, c := range batch {
+				c.expire()
+			}
+		}()
+	}
+	d.foreign = nil
+}
+
+// cutOverdue cuts the connections that were told to end long ago. Their Reads
+// return at once, unless a lock of a caller's connection is in the way, or the
+// goroutine that should read is somewhere else.
+func (d *drain) cutOverdue(conns map[*conn]struct{}) {
+	now := time.Since(d.m.began)
+	if d.overdue == 0 || now < d.overdue {
+		return
+	}
+	d.overdue = 0
+	for c := range conns {
+		w := c.load()
+		if w.state() != connEnding {
+			continue
+		}
+		if at := w.since() + halfRequest; at > now {
+			if d.overdue == 0 || at < d.overdue {
+				d.overdue = at
+			}
+		} else {
+			c.cutSoon()
+		}
+	}
 }
 
 // leave reports whether c is not waited for.
 func (d *drain) leave(c *conn) bool {
-	if c.seen != connHijacked || d.m.rules.waitHijacked {
+	if c.wait.seen != connHijacked || d.m.rules.waitHijacked {
 		return false
 	}
 	d.waiting.remove(c)
@@ -437,9 +494,9 @@ func (d *drain) leave(c *conn) bool {
 func (d *drain) forget(c *conn) {
 	d.waiting.remove(c)
 	switch {
-	case c.wait.again, c.seen == connReceiving: // or its peer gave up
+	case c.wait.again, c.wait.seen == connReceiving: // or its peer gave up
 		d.count.gaveUp++
-	case c.seen == connEnding:
+	case c.wait.seen == connEnding:
 		d.count.ended++
 	default:
 		d.count.finished++
@@ -452,7 +509,7 @@ func (d *drain) due() {
 	if p := d.m.rules.patience; p > 0 && !d.hurry && now >= d.begin+p {
 		d.hurry = true
 		for _, c := range slices.Clone(d.waiting) {
-			if c.seen == connIdle {
+			if c.wait.seen == connIdle {
 				d.look(c)
 			}
 		}
@@ -464,7 +521,6 @@ func (d *drain) due() {
 
 // setAlarm sets the timer to the earliest time at which something is due.
 func (d *drain) setAlarm(alarm *time.Timer) {
-	const never = time.Duration(1<<63 - 1)
 	next := never
 	if len(d.waiting) > 0 {
 		next = d.waiting[0].wait.due
@@ -472,7 +528,13 @@ func (d *drain) setAlarm(alarm *time.Timer) {
 	if p := d.m.rules.patience; p > 0 && !d.hurry {
 		next = min(next, d.begin+p)
 	}
-	if next == never {
+	if d.overdue > 0 {
+		next = min(next, d.overdue)
+	}
+	if next == d.alarmAt {
+		return
+	}
+	if d.alarmAt = next; next == never {
 		alarm.Stop()
 		return
 	}
@@ -486,7 +548,7 @@ type waitHeap []*conn
 func (h *waitHeap) set(c *conn, due time.Duration) {
 	c.wait.due = due
 	if c.wait.at > 0 {
-		heap.Fix(h, c.wait.at-1)
+		heap.Fix(h, int(c.wait.at)-1)
 	} else {
 		heap.Push(h, c)
 	}
@@ -494,7 +556,7 @@ func (h *waitHeap) set(c *conn, due time.Duration) {
 
 func (h *waitHeap) remove(c *conn) {
 	if c.wait.at > 0 {
-		heap.Remove(h, c.wait.at-1)
+		heap.Remove(h, int(c.wait.at)-1)
 	}
 }
 
@@ -503,14 +565,14 @@ func (h waitHeap) Less(i, j int) bool { return h[i].wait.due < h[j].wait.due }
 
 func (h waitHeap) Swap(i, j int) {
 	h[i], h[j] = h[j], h[i]
-	h[i].wait.at, h[j].wait.at = i+1, j+1
+	h[i].wait.at, h[j].wait.at = int32(i)+1, int32(j)+1
 }
 
 // Push is heap.Interface's.
 func (h *waitHeap) Push(x any) {
 	c := x.(*conn)
 	*h = append(*h, c)
-	c.wait.at = len(*h)
+	c.wait.at = int32(len(*h))
 }
 
 // Pop is heap.Interface's.

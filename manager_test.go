@@ -132,6 +132,7 @@ func TestEndSparesWhoHasSpoken(t *testing.T) {
 	io.WriteString(peer, "hello")
 	awaitPending(t, c)
 	c.end(c.load())
+	c.expire()
 	buf := make([]byte, 16)
 	if n, err := nc.Read(buf); string(buf[:n]) != "hello" || err != nil {
 		t.Errorf("%q, %v", buf[:n], err)
@@ -148,6 +149,7 @@ func TestEndedReadLooksOnceMore(t *testing.T) {
 	if !c.end(c.load()) {
 		t.Fatal("an idle connection was not told to end")
 	}
+	c.expire()
 	io.WriteString(peer, "hello")
 	awaitPending(t, c)
 	buf := make([]byte, 16)
@@ -171,6 +173,7 @@ func TestEndCannotBePutOff(t *testing.T) {
 	if !c.end(c.load()) {
 		t.Fatal("an idle connection was not told to end")
 	}
+	c.expire()
 	for _, d := range []time.Time{{}, time.Now().Add(time.Hour)} {
 		nc.SetReadDeadline(d)
 		if _, err := nc.Read(make([]byte, 1)); err != io.EOF {

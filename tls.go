@@ -32,6 +32,7 @@ type tlsConn struct {
 	secure secureConn  // raw, as what it is
 	below  *recordConn // below the server's own TLS; nil below a caller's
 	s      *Server
+	ctx    context.Context // of its requests, as ConnContext has made it
 
 	once  sync.Once   // of begin
 	over  bool        // nothing is left for HTTP/1. Written in once.
@@ -188,12 +189,14 @@ func (c *tlsConn) handshakeForNetHTTP() error {
 
 // requestContext returns the context of the connection's requests.
 func (c *tlsConn) requestContext() context.Context {
-	ctx := context.Background()
-	if h := c.http.Load(); h != nil {
-		ctx = h.own
+	ctx := c.ctx
+	if ctx == nil { // ConnContext has returned it: net/http panics
+		ctx = context.Background()
 	}
 	return context.WithValue(ctx, http.LocalAddrContextKey, c.LocalAddr())
 }
+
+func (c *tlsConn) setContext(ctx context.Context) { c.ctx = ctx }
 
 // handshake makes the TLS handshake of sc, if it has one to make.
 func handshake(ctx context.Context, sc secureConn) error {
