@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"io/fs"
 	"maps"
 	"net"
 	"net/http"
@@ -134,9 +135,11 @@ func (s *Server) configure() error {
 	}
 	hs := s.newHTTPServer(kind)
 	if kind == http2Native {
-		// net/http configures HTTP/2, and says what is wrong with that, when Serve
-		// is called.
-		if err := hs.Serve(noListener{}); err != errNoListener {
+		// net/http configures HTTP/2, and says what is wrong with that, in ServeTLS,
+		// before it opens the files.
+		const noFile = "\x00"
+		var noSuchFile *fs.PathError
+		if err := hs.ServeTLS(nil, noFile, noFile); !errors.As(err, &noSuchFile) {
 			if s.side.http2Err = err; wantsHTTP2(user, false) {
 				return err
 			}
@@ -207,15 +210,6 @@ func copyServer(from *http.Server) *http.Server {
 	}
 	return to
 }
-
-var errNoListener = errors.New("graceful: no listener")
-
-// noListener is a listener that never had a connection.
-type noListener struct{}
-
-func (noListener) Accept() (net.Conn, error) { return nil, errNoListener }
-func (noListener) Close() error              { return nil }
-func (noListener) Addr() net.Addr            { return &net.TCPAddr{} }
 
 // withProtocols returns a copy of config that offers to clients what the
 // http.Server speaks, as its ServeTLS does.
@@ -402,9 +396,6 @@ func Draining(ctx context.Context) <-chan struct{} {
 }
 
 func (s *Server) baseContext(l net.Listener) context.Context {
-	if l == (noListener{}) {
-		return context.Background()
-	}
 	ctx := context.Background()
 	if s.Server.BaseContext != nil {
 		original := l

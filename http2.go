@@ -396,7 +396,7 @@ func (s *Server) serveALPN(c *tlsConn) bool {
 	}
 	c.apart.Store(true)
 	defer c.apart.Store(false)
-	h := alpnHandler{c.requestContext(), c.secure, hs.Handler}
+	h := alpnHandler{c.requestContext(), c.secure, hs.Handler, !hs.DisableGeneralOptionsHandler}
 	if isHTTP2 && s.followsHTTP2() {
 		if serve := hs.TLSNextProto[protoUnencryptedHTTP2]; serve != nil && s.readPreface(c) {
 			serve(hs, unencrypted(alpnConn{&c.conn, c.connBelow, c.secure}), h)
