@@ -1,15 +1,15 @@
 //go:build darwin || dragonfly || freebsd || netbsd || openbsd
 
-package graceful
+package sock
 
 import (
 	"net"
 	"syscall"
 )
 
-// setReusePort makes lc's sockets share their port with other sockets of the
+// SetReusePort makes lc's sockets share their port with other sockets of the
 // same user.
-func setReusePort(lc *net.ListenConfig) error {
+func SetReusePort(lc *net.ListenConfig) error {
 	lc.SetMultipathTCP(false)
 	lc.Control = func(_, _ string, rc syscall.RawConn) error {
 		var err error

@@ -1,6 +1,6 @@
 //go:build !linux && !darwin && !dragonfly && !freebsd && !netbsd && !openbsd
 
-package graceful
+package sock
 
 import (
 	"errors"
@@ -9,6 +9,6 @@ import (
 	"runtime"
 )
 
-func setReusePort(*net.ListenConfig) error {
+func SetReusePort(*net.ListenConfig) error {
 	return fmt.Errorf("ReusePort on %s: %w", runtime.GOOS, errors.ErrUnsupported)
 }

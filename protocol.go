@@ -8,6 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/seed-121bbccf/graceful/internal/sock"
 )
 
 // A Listener gives a server of any protocol, which only has to know Accept,
@@ -132,7 +134,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 	if err == nil {
 		return nc, nil
 	}
-	if !isStopping(l.tl.stopping) && !isStopping(l.tl.closed) {
+	if !isClosed(l.tl.stopping) && !isClosed(l.tl.closed) {
 		return nil, err // the caller decides whether it tries again
 	}
 	l.life.release(l.tl)
@@ -250,15 +252,14 @@ func (l *Listener) prepare() error {
 		} else if ll, ok := below.(*limitListener); ok {
 			below, limit = ll.Listener, ll.limit
 		}
-		_, own := below.(*ownListener)
-		tl := newListener(m, below, limit)
+		tl := newListener(&l.life, m, below, limit)
 		tl.original = l.l
-		tl.owned = own || l.OwnsListener
+		tl.owned = isOwn(below) || l.OwnsListener
 		tl.reuse = true // the listener's own business; harmless if it isn't
 		tl.grace = graceOf(l.IdleGrace)
-		tl.wrap = func(nc net.Conn, release func()) (net.Conn, *conn) {
+		tl.wrap = func(nc net.Conn) (net.Conn, *conn) {
 			t := new(turns)
-			wrapped, c := track(m, nc, release, t, 0)
+			wrapped, c := track(m, nc, limit, t)
 			if l.OnDrain != nil {
 				t.parting = func() bool { return l.life.Phase() >= PhaseDraining }
 				t.farewell = func() { l.OnDrain(farewellConn{wrapped, c}) }
@@ -270,6 +271,9 @@ func (l *Listener) prepare() error {
 			return
 		}
 		l.tl = tl
+		if w := weakness(below); w != "" {
+			l.life.p.logf("%s", w)
+		}
 		if l.HandleSignals {
 			l.life.catch()
 		}
@@ -286,3 +290,195 @@ func (l *Listener) check() error {
 }
 
 var _ net.Listener = (*Listener)(nil)
+
+// anyProtocol is a Listener as its lifecycle sees it.
+type anyProtocol Listener
+
+func (p *anyProtocol) config() lifeConfig {
+	cfg := lifeConfig{
+		delay:   p.ShutdownDelay,
+		timeout: p.Timeout,
+		rules:   drainRules{grace: graceOf(p.IdleGrace), patience: p.Patience},
+	}
+	switch {
+	case p.Patience == 0:
+		cfg.rules.patience = 4 * cfg.rules.grace
+	case p.Patience < 0:
+		cfg.rules.patience = 0
+	}
+	return cfg
+}
+
+func (p *anyProtocol) logf(format string, args ...any) {
+	logTo(p.LogFunc, p.Logger, format, args...)
+}
+
+func (p *anyProtocol) beforeShutdown() bool         { return true }
+func (p *anyProtocol) interrupted(bool)             {}
+func (p *anyProtocol) beginDelay()                  {}
+func (p *anyProtocol) runHooks()                    {}
+func (p *anyProtocol) beginKill()                   {}
+func (p *anyProtocol) finish(*manager, int) string  { return "" }
+func (p *anyProtocol) requests(*conn) []requestLine { return nil }
+func (p *anyProtocol) streams() int                 { return 0 }
+
+// finishRequests says farewell to the connections that are idle, before the
+// manager ends those that have been so for long. Those that are not in its
+// list yet have not been read, and will find the phase when they are.
+func (p *anyProtocol) finishRequests(context.Context) <-chan struct{} {
+	if p.OnDrain == nil {
+		return nil
+	}
+	for _, c := range p.life.openConns() {
+		c.turns.part(c)
+	}
+	return nil
+}
+
+func (p *anyProtocol) beginDrain() {
+	if l := (*Listener)(p); l.tl != nil {
+		go l.watchAccept()
+	}
+}
+
+// watchAccept closes the listener when nobody accepts from it any more. A
+// server that does one thing at a time comes back to Accept when it has done
+// with a connection; one that does not come back must not keep the shutdown
+// from ending.
+func (l *Listener) watchAccept() {
+	tick := time.NewTicker(max(graceOf(l.IdleGrace)/2, 10*time.Millisecond))
+	defer tick.Stop()
+	seen, idle := l.calls.Load(), false
+	for {
+		select {
+		case <-tick.C:
+		case <-l.tl.closed:
+			return
+		case <-l.life.stopped:
+			return
+		}
+		// Once is not enough: it may be on its way from a connection that
+		// has just ended to Accept.
+		calls, was := l.calls.Load(), idle
+		idle = calls == seen && l.accepting.Load() == 0 && l.life.stats().Open() == 0
+		if idle && was {
+			l.life.release(l.tl)
+			return
+		}
+		seen = calls
+	}
+}
+
+// A farewellConn is what OnDrain gets: it writes past the turns, since what it
+// writes is no answer.
+type farewellConn struct {
+	net.Conn
+	c *conn
+}
+
+func (f farewellConn) Write(p []byte) (int, error) { return f.c.raw.Write(p) }
+
+// NetConn lets Busy find the connection.
+func (f farewellConn) NetConn() net.Conn { return f.Conn }
+
+// turns derives a connection's state from its Reads and Writes alone, for
+// protocols that nobody here speaks: it is idle while it waits in Read and no
+// byte has been read since the last Write began, and in use otherwise. A
+// protocol for which that is wrong says so with Busy.
+//
+// farewell, if not nil, is called at the first idle moment at which parting
+// reports true, once, on a goroutine of its own. Until it returns the
+// connection is in use.
+type turns struct {
+	farewell func()      // immutable
+	parting  func() bool // immutable; nil without farewell
+
+	mu      sync.Mutex // guards what follows, and the order of states
+	reading bool       // a Read is waiting, or the last one brought nothing
+	asked   bool       // bytes were read since the last Write began
+	writing int        // Writes under way
+	busy    int        // calls of Busy not yet done
+	said    bool       // farewell was called
+}
+
+func (t *turns) enterRead(c *conn) {
+	t.mu.Lock()
+	t.reading = true
+	t.settleLocked(c)
+	t.mu.Unlock()
+}
+
+func (t *turns) received(c *conn) {
+	t.mu.Lock()
+	t.reading, t.asked = false, true
+	t.settleLocked(c)
+	t.mu.Unlock()
+}
+
+func (t *turns) beginWrite(c *conn) {
+	t.mu.Lock()
+	t.asked = false
+	t.writing++
+	t.settleLocked(c)
+	t.mu.Unlock()
+}
+
+func (t *turns) endWrite(c *conn) {
+	t.mu.Lock()
+	t.writing--
+	t.settleLocked(c)
+	t.mu.Unlock()
+}
+
+// hold keeps the connection in use until the function that it returns is
+// called, once or more often.
+func (t *turns) hold(c *conn) (done func()) {
+	t.mu.Lock()
+	t.busy++
+	t.settleLocked(c)
+	t.mu.Unlock()
+	var once sync.Once
+	return func() { once.Do(func() { t.letGo(c) }) }
+}
+
+func (t *turns) letGo(c *conn) {
+	t.mu.Lock()
+	t.busy--
+	t.settleLocked(c)
+	t.mu.Unlock()
+}
+
+// part says farewell if the connection is idle. Otherwise it says it itself
+// when it comes to be.
+func (t *turns) part(c *conn) {
+	t.mu.Lock()
+	t.settleLocked(c)
+	t.mu.Unlock()
+}
+
+// settleLocked moves the connection to where it belongs now. The manager may
+// be told with mu held: it takes no lock.
+func (t *turns) settleLocked(c *conn) {
+	is := c.load().state()
+	inUse := t.asked || t.writing > 0 || t.busy > 0
+	if !inUse && t.reading && t.farewell != nil && !t.said && is != connClosed && t.parting() &&
+		!sock.Pending(c.raw) { // bytes there are a command that is about to be read
+		t.said, inUse = true, true
+		t.busy++
+		go func() {
+			defer t.letGo(c)
+			t.farewell()
+		}()
+	}
+	switch {
+	case is == connClosed:
+	case inUse:
+		if is != connActive {
+			c.setState(connActive)
+		}
+	case t.reading:
+		if is == connActive {
+			c.setState(connIdle)
+		}
+	}
+}

@@ -1,4 +1,4 @@
-package graceful
+package sock
 
 import (
 	"encoding/binary"
@@ -26,10 +26,10 @@ func soReusePort() int {
 	return 15
 }
 
-// setReusePort makes lc's sockets share their port with other sockets of the
+// SetReusePort makes lc's sockets share their port with other sockets of the
 // same user. Multipath TCP is turned off, for its sockets refuse to be
 // steered.
-func setReusePort(lc *net.ListenConfig) error {
+func SetReusePort(lc *net.ListenConfig) error {
 	lc.SetMultipathTCP(false)
 	lc.Control = func(_, _ string, rc syscall.RawConn) error {
 		return control(rc, func(fd int) error {
@@ -39,7 +39,7 @@ func setReusePort(lc *net.ListenConfig) error {
 	return nil
 }
 
-// stopAdmitting makes the kernel refuse new connections to l, while those
+// StopAdmitting makes the kernel refuse new connections to l, while those
 // whose handshake is under way still come into its queue. It reports whether
 // it did; the socket is as it was if not.
 //
@@ -47,9 +47,9 @@ func setReusePort(lc *net.ListenConfig) error {
 // one that does not exist nothing comes in. With reuse, the other sockets of
 // the port are made to get all new connections first: the kernel would still
 // choose this one for its share of them, and drop those.
-func stopAdmitting(l net.Listener, reuse bool) bool {
+func StopAdmitting(l net.Listener, reuse bool) bool {
 	if ul, ok := l.(*net.UnixListener); ok {
-		return ul != nil // its file is gone: see ownListener.removeFile
+		return ul != nil // its file is gone: the caller has removed it
 	}
 	sc, ok := l.(syscall.Conn)
 	if !ok {
@@ -81,10 +81,10 @@ func steerToSuccessor(fd int) error {
 	return err
 }
 
-// acceptQueued reports whether a connection waits in l's accept queue, and
+// AcceptQueued reports whether a connection waits in l's accept queue, and
 // whether that can be known.
-func acceptQueued(l net.Listener) (waits, known bool) {
-	sc, ok := bareListener(l).(syscall.Conn)
+func AcceptQueued(l net.Listener) (waits, known bool) {
+	sc, ok := l.(syscall.Conn)
 	if !ok {
 		return false, false
 	}
@@ -113,10 +113,10 @@ func acceptQueued(l net.Listener) (waits, known bool) {
 	return waits, err == nil
 }
 
-// handshaking reports whether a handshake with l's port is under way: whether
+// Handshaking reports whether a handshake with l's port is under way: whether
 // the kernel has a connection for it in the state SYN_RECV. It is false where
 // that can't be known.
-func handshaking(l net.Listener) bool {
+func Handshaking(l net.Listener) bool {
 	addr, ok := l.Addr().(*net.TCPAddr)
 	if !ok {
 		return false // a unix socket's connect has no such state
