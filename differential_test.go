@@ -443,7 +443,7 @@ func parseDiffPlan(n int) (p diffPlan) {
 type diffSide struct {
 	mu      sync.Mutex // guards what follows
 	entered []string   // each request that a handler was given
-	active  int      // of those, how many have not returned
+	active  int        // of those, how many have not returned
 	gate    chan struct{}
 	gates   int // there have been
 }

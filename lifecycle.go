@@ -444,11 +444,10 @@ const hooksLatest = time.Second
 // drain waits until m has nothing left, and kills what is left when the time
 // is over.
 func (lc *lifecycle) drain(m *manager, listeners []*listener) {
-	if c, ok := m.count(); ok { // always: nobody has said sealed yet
-		lc.mu.Lock()
-		lc.report.Start = statsOf(c, PhaseDraining, lc.p.streams())
-		lc.mu.Unlock()
-	}
+	start := statsOf(m.countFrom(), PhaseDraining, lc.p.streams())
+	lc.mu.Lock()
+	lc.report.Start = start
+	lc.mu.Unlock()
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	answering := lc.p.finishRequests(ctx)
