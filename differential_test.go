@@ -116,11 +116,13 @@ func diffDice(seed uint64) func(n int) int {
 // diffCounts says what was tried.
 type diffCounts struct {
 	streams, stops, inHandler, responses, unanswered, overTLS int
+
+	unsteady int // of net/http's answers only another run's were ours
 }
 
 func (n diffCounts) String() string {
-	return fmt.Sprintf("%d streams (%d over TLS), %d stops, %d of them inside a handler, %d responses compared, %d requests left to the client",
-		n.streams, n.overTLS, n.stops, n.inHandler, n.responses, n.unanswered)
+	return fmt.Sprintf("%d streams (%d over TLS), %d stops, %d of them inside a handler, %d responses compared, %d requests left to the client, %d that net/http does not always answer the same",
+		n.streams, n.overTLS, n.stops, n.inHandler, n.responses, n.unanswered, n.unsteady)
 }
 
 // A diffScript is what a client does, and when the server is stopped.
@@ -443,7 +445,7 @@ func parseDiffPlan(n int) (p diffPlan) {
 type diffSide struct {
 	mu      sync.Mutex // guards what follows
 	entered []string   // each request that a handler was given
-	active  int        // of those, how many have not returned
+	state   http.ConnState
 	gate    chan struct{}
 	gates   int // there have been
 }
@@ -462,13 +464,7 @@ func (d *diffSide) wait() {
 func (d *diffSide) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	d.mu.Lock()
 	d.entered = append(d.entered, r.Method+" "+r.URL.Path)
-	d.active++
 	d.mu.Unlock()
-	defer func() {
-		d.mu.Lock()
-		d.active--
-		d.mu.Unlock()
-	}()
 	var n, id int
 	fmt.Sscanf(r.URL.Path, "/%x/%d", &n, &id)
 	p := parseDiffPlan(n)
@@ -581,6 +577,7 @@ type diffRun struct {
 	stopPiece     int  // when the stop came, -1 for not at all
 	inHandler     bool // at the stop a handler was at work
 	tookTooLong   bool
+	busy          bool // at the end it waits for the rest of a body
 	panicked      bool // net/http has, of itself
 }
 
@@ -604,7 +601,20 @@ func (s *diffScript) run(t *testing.T, n *diffCounts) (fault string) {
 			n.inHandler++
 		}
 	}
-	return s.compare(ref, got, n)
+	fault = s.compare(ref, got, n)
+	for range 20 {
+		if fault == "" {
+			break
+		}
+		// net/http itself does not always do the same with one stream: where a
+		// handler has left a body unread, its reading ahead races with it.
+		synctest.Test(t, func(t *testing.T) { ref = s.serve(false) })
+		if again := s.compare(ref, got, new(diffCounts)); again == "" {
+			n.unsteady++
+			fault = ""
+		}
+	}
+	return fault
 }
 
 // serve sends the stream to a server: ours, which is stopped, or net/http's.
@@ -612,6 +622,11 @@ func (s *diffScript) serve(ours bool) diffRun {
 	side := new(diffSide)
 	var errors diffCounter
 	hs := &http.Server{Handler: side, ErrorLog: log.New(&errors, "", 0)}
+	hs.ConnState = func(_ net.Conn, state http.ConnState) {
+		side.mu.Lock()
+		side.state = state
+		side.mu.Unlock()
+	}
 	l := &diffListener{conns: make(chan net.Conn, 1), done: make(chan struct{})}
 	cl, sv := newDiffConn()
 	var client net.Conn = cl
@@ -725,11 +740,12 @@ func (s *diffScript) serve(ours bool) diffRun {
 				break
 			}
 		}
-		side.mu.Lock()
-		r.tookTooLong = !isClosedChan(served) && side.active == 0 // else it waits for the rest of a body
-		side.mu.Unlock()
+		r.tookTooLong = !isClosedChan(served)
 		r.before = append(r.before, moment())
 	}
+	side.mu.Lock()
+	r.busy = side.state == http.StateActive
+	side.mu.Unlock()
 	cl.CloseWrite()
 	synctest.Wait()
 	pass(len(s.pieces), true)
@@ -770,7 +786,7 @@ func (s *diffScript) compare(ref, got diffRun, n *diffCounts) string {
 
 	// What was answered.
 	for i, h := range have {
-		if h.interim() && h.close {
+		if h.interim() && h.close && !(i < len(want) && want[i].close) {
 			return fmt.Sprintf("interim: response %d, a %d, says close", i, h.status)
 		}
 		if i >= len(want) && ref.panicked {
@@ -798,7 +814,7 @@ func (s *diffScript) compare(ref, got diffRun, n *diffCounts) string {
 			return fmt.Sprintf("smuggled: a handler was given %q as request %d; net/http's were given %q", e, i, ref.entered)
 		}
 	}
-	if got.tookTooLong {
+	if got.tookTooLong && !ref.busy {
 		return "hangs: the stop has not ended 12 s after the last byte"
 	}
 	said := false
