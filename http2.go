@@ -410,6 +410,8 @@ func (s *Server) serveALPN(c *tlsConn) bool {
 	}
 	if isHTTP2 {
 		c.set(flagForeign)
+	} else {
+		c.setState(connActive) // to the end, unless it says otherwise: so net/http takes it
 	}
 	// It reports the states of tc, which is not known as c.
 	base := copyServer(hs)
