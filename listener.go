@@ -466,21 +466,26 @@ func (l *listener) stop() {
 		}
 		l.stopAt = time.Since(l.m.began)
 		close(l.stopping)
-		if !l.setDeadline(0) {
-			l.closeSoon()
-		}
+		l.soon(func() {
+			if !l.setDeadline(0) {
+				l.Close()
+			}
+		})
 	})
 }
 
-// closeSoon closes the listener, and waits for that if it is one of package
-// net: the port is free then. A Close that a caller wrote may wait for its
-// Accept, and that for anything.
-func (l *listener) closeSoon() {
-	switch bareListener(l.l).(type) {
-	case *net.TCPListener, *net.UnixListener:
-		l.Close()
+// closeSoon closes the listener.
+func (l *listener) closeSoon() { l.soon(func() { l.Close() }) }
+
+// soon calls f, which calls methods of the listener below, and waits for it if
+// those are package net's: the port is free then, say. A method that a caller wrote
+// may wait for its Accept, and that for anything.
+func (l *listener) soon(f func()) {
+	switch l.l.(type) {
+	case *ownListener, *net.TCPListener, *net.UnixListener:
+		f()
 	default:
-		go l.Close()
+		go f()
 	}
 }
 
