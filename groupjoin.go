@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 )
 
 func (s *Server) joinGroup() {
@@ -26,8 +27,12 @@ func (s *Server) beginDelay() {
 	s.life.beginHeld("Group")
 }
 
-func (s *Server) isReady() bool {
-	return s.Phase() == PhaseServing && s.health().startup(context.Background()) == nil
+func (s *Server) unready(ctx context.Context) string {
+	s.init()
+	// As if the probe had come by this server: a probe that comes by another
+	// one, which is shutting down, says nothing of this one's Health.
+	ctx = context.WithValue(ctx, drainingKey{}, (<-chan struct{})(s.life.draining))
+	return strings.Join(s.health().failing(ctx), ", ")
 }
 
 func (s *Server) groupSummary() string { return s.life.summary() }
@@ -46,7 +51,12 @@ func (l *Listener) beginDelay() {
 	l.life.beginHeld("Group")
 }
 
-func (l *Listener) isReady() bool { return l.Phase() == PhaseServing }
+func (l *Listener) unready(context.Context) string {
+	if l.Phase() != PhaseServing {
+		return "shutdown"
+	}
+	return ""
+}
 
 func (l *Listener) groupSummary() string { return l.life.summary() }
 

@@ -3,9 +3,11 @@ package graceful
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 )
 
 // GroupMember is what Group.Add takes: *Server and *Listener.
@@ -42,9 +44,11 @@ type GroupMember interface {
 	// has not started gets neither this call nor Shutdown.
 	beginDelay()
 
-	// isReady reports whether the member's ready handler would say 200. It
-	// may be called at any time and from any goroutine.
-	isReady() bool
+	// unready returns the names of the checks for which the member's ready
+	// handler would answer 503 to a probe with the context ctx, or "" if it
+	// would answer 200. It blocks as long as those checks do, and may be
+	// called at any time and from any goroutine.
+	unready(ctx context.Context) string
 
 	// groupSummary is what GroupReport says beside the member's name, one
 	// line without its end ("12 in flight, 40 idle, 1 killed"), or "". It may
@@ -55,12 +59,20 @@ type GroupMember interface {
 // ShutdownThenClose returns a shutdown function for Group.Server from a server
 // like *http.Server, whose Shutdown leaves the connections that it has waited
 // for in vain open when ctx ends: then it calls Close, and returns ctx's error.
+// It also calls Close when Shutdown panics.
 func ShutdownThenClose(srv interface {
 	Shutdown(context.Context) error
 	io.Closer
 }) func(context.Context) error {
 	return func(ctx context.Context) error {
+		returned := false
+		defer func() {
+			if !returned {
+				srv.Close()
+			}
+		}()
 		err := srv.Shutdown(ctx)
+		returned = true
 		if ctx.Err() != nil && err != nil {
 			if cerr := srv.Close(); cerr != nil && !errors.Is(cerr, http.ErrServerClosed) {
 				err = errors.Join(err, cerr)
@@ -77,13 +89,17 @@ func ShutdownThenClose(srv interface {
 //	g.Server("grpc", func() error { return s.Serve(l) },
 //		graceful.StopThenKill(s.GracefulStop, s.Stop))
 //
-// It then returns ctx's error.
+// It then returns ctx's error. It also calls kill when stop panics, as grpc-go's
+// GracefulStop does beside ServeHTTP.
 func StopThenKill(stop, kill func()) func(context.Context) error {
 	return func(ctx context.Context) error {
 		end := make(chan error, 1)
 		spawn(func() error { stop(); return nil }, func(err error) { end <- err })
 		select {
 		case err := <-end:
+			if err != nil {
+				kill()
+			}
 			return err
 		case <-ctx.Done():
 		}
@@ -93,11 +109,14 @@ func StopThenKill(stop, kill func()) func(context.Context) error {
 }
 
 // Ready reports whether the group has been started, has not begun to shut down,
-// and every server added by Add is ready.
-func (g *Group) Ready() bool { return g.unready() == "" }
+// and every server added by Add is ready, which is when its ReadyHandler would
+// answer 200. The checks of Server.Health run for that, of all servers at once:
+// Ready blocks until they have returned, at most for Health.CheckTimeout.
+func (g *Group) Ready() bool { return g.unready(context.Background()) == "" }
 
 // ReadyHandler answers readiness probes: 200 while Ready says true, otherwise
-// 503 and, as text, who is not. Responses are not to be cached.
+// 503 and, as text, which servers are not ready and the names of the checks
+// that fail. Responses are not to be cached.
 func (g *Group) ReadyHandler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
@@ -105,7 +124,7 @@ func (g *Group) ReadyHandler() http.Handler {
 		h.Set("Cache-Control", "no-store")
 		h.Set("X-Content-Type-Options", "nosniff")
 		body := "ready"
-		if why := g.unready(); why != "" {
+		if why := g.unready(r.Context()); why != "" {
 			w.WriteHeader(http.StatusServiceUnavailable)
 			body = why
 		}
@@ -113,27 +132,45 @@ func (g *Group) ReadyHandler() http.Handler {
 	})
 }
 
-// unready says why the group is not ready, or nothing.
-func (g *Group) unready() string {
-	g.mu.Lock()
-	state, reason, servers := g.state, g.reason, g.servers
-	g.mu.Unlock()
-	switch {
-	case reason != "":
-		return "shutting down"
-	case state < groupRunning:
-		return "starting"
+// unready says why the group is not ready, or "".
+func (g *Group) unready(ctx context.Context) string {
+	if why := g.notRunning(); why != "" {
+		return why
 	}
-	// Outside the lock: isReady is another type's code. No server is added
-	// once the group has been started.
+	// No server is added once the group has been started.
+	failing := make([]string, len(g.servers))
+	var wg sync.WaitGroup
+	for i, t := range g.servers {
+		if t.member != nil {
+			wg.Go(func() { failing[i] = t.member.unready(ctx) })
+		}
+	}
+	wg.Wait()
+	// A shutdown may have begun while a check ran.
+	if why := g.notRunning(); why != "" {
+		return why
+	}
 	var not []string
-	for _, t := range servers {
-		if t.member != nil && !t.member.isReady() {
-			not = append(not, t.name)
+	for i, t := range g.servers {
+		if failing[i] != "" {
+			not = append(not, fmt.Sprintf("%s (%s)", t.name, failing[i]))
 		}
 	}
 	if not != nil {
 		return "not ready: " + strings.Join(not, ", ")
+	}
+	return ""
+}
+
+// notRunning says why the group itself is not ready, or "".
+func (g *Group) notRunning() string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case g.reason != "":
+		return "shutting down"
+	case g.state < groupRunning:
+		return "starting"
 	}
 	return ""
 }
