@@ -115,9 +115,15 @@ const (
 
 // Server adds a server of any kind: serve blocks while it serves, shutdown
 // makes it end and returns when it has, or with ctx's error after ctx. Both
-// run on goroutines of the group. After shutdown was called, serve may return
-// http.ErrServerClosed or net.ErrClosed: they are no errors. When serve
-// returns before, also with nil, the shutdown of the group begins.
+// run on goroutines of the group. When serve returns before shutdown was
+// called, also with nil, the shutdown of the group begins, and serve's error is
+// one of Run's unless it is http.ErrServerClosed. After shutdown was called any
+// error of serve is taken for the end that was asked for: Report has it, Run
+// does not. A panic is an error at any time.
+//
+// The shutdown of the group may begin at any time, so shutdown may be called
+// before serve has begun to serve. serve then has to return at once, as that
+// of net/http and of grpc-go does.
 //
 // When ctx ends shutdown has to cut what is left: ShutdownThenClose makes such
 // a function for *http.Server, StopThenKill for *grpc.Server. For the servers

@@ -207,8 +207,8 @@ func TestGroupFailure(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				g := &graceful.Group{NoSignalHandling: true}
 				quit := make(chan struct{})
-				g.Server("web", func() error { <-quit; return errors.New("late") },
-					func(context.Context) error { close(quit); return nil })
+				g.Server("web", func() error { <-quit; return nil },
+					func(context.Context) error { close(quit); return errors.New("late") })
 				tc.add(g)
 				err := g.Run(t.Context())
 				if err == nil || err.Error() != tc.err {

@@ -26,7 +26,7 @@ type GroupEntry struct {
 	Outcome GroupOutcome  // what became of it
 	Took    time.Duration // from when it was told to end (a cleanup: to begin); 0 if it ended by itself
 	Errors  []error       // its errors, without its name
-	Detail  string        // a server's summary, or who in a Pool is busy
+	Detail  string        // a server's summary and what its serve functions returned, or who in a Pool is busy
 }
 
 // GroupOutcome is what became of a part of a Group.
@@ -97,18 +97,23 @@ func (t *groupTask) entryLocked() GroupEntry {
 	return e
 }
 
-// describe returns what the member or the Pool in the task says of itself.
+// describe returns what the member or the Pool in the task says of itself, and
+// with which errors serve functions ended.
 func (t *groupTask) describe() string {
 	t.g.mu.Lock()
-	detail := t.detail
+	detail, notes := t.detail, slices.Clone(t.farewells)
 	t.g.mu.Unlock()
+	own := ""
 	switch {
 	case t.member != nil:
-		return t.member.groupSummary()
+		own = t.member.groupSummary()
 	case detail != nil:
-		return detail()
+		own = detail()
 	}
-	return ""
+	if own != "" {
+		notes = slices.Insert(notes, 0, own)
+	}
+	return strings.Join(notes, "; ")
 }
 
 // String returns the report as a person would read it: a line about the whole

@@ -12,7 +12,8 @@ import (
 // workers, and returns; the shutdown begins when ctx ends, or for any other of
 // Group's reasons. stopped is closed when it is over; Wait then has the
 // errors. The values of ctx are seen by workers and cleanup functions, its end
-// and its deadline are not.
+// and its deadline are not. If ctx has ended already, nothing is started but the
+// cleanup, as if Shutdown had been called before.
 //
 // When a member can not be started, the others are shut down, cleanup runs,
 // and Start returns the errors after that. A field that makes no sense is an
@@ -46,6 +47,10 @@ func (g *Group) Start(ctx context.Context) (stopped <-chan struct{}, err error) 
 	forget := context.AfterFunc(ctx, func() {
 		g.begin(fmt.Sprintf("context ended: %v", context.Cause(ctx)), nil)
 	})
+	if ctx.Err() != nil {
+		// AfterFunc's goroutine may come too late to keep a server from starting.
+		g.begin(fmt.Sprintf("context ended: %v", context.Cause(ctx)), nil)
+	}
 	release := func() {
 		forget()
 		letGo()
@@ -81,10 +86,16 @@ func (g *Group) Start(ctx context.Context) (stopped <-chan struct{}, err error) 
 // Run is Start and Wait: it blocks until the shutdown is over. It returns nil
 // for one that was asked for, by a signal, ctx or Shutdown, and that ended
 // without an error.
+//
+// A group that has neither servers nor workers ends at once; after Start it
+// goes on, so that Go can add workers.
 func (g *Group) Run(ctx context.Context) error {
 	if _, err := g.Start(ctx); err != nil {
 		return err
 	}
+	g.mu.Lock()
+	g.lastLocked()
+	g.mu.Unlock()
 	return g.Wait()
 }
 

@@ -2,6 +2,13 @@ package graceful_test
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"runtime"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -140,5 +147,137 @@ func TestGroupNoDelay(t *testing.T) {
 		if d := time.Since(start); err != nil || d != time.Second || g.Report().Reason != "server web ended" {
 			t.Errorf("%v after %v: %s", err, d, g.Report())
 		}
+	})
+}
+
+// TestGroupServerEnds: what a serve function returns after its shutdown function
+// was called is no error but a note, whatever it is; grpc-go's and cmux's errors
+// for a stop that was asked for used to be errors of Run.
+func TestGroupServerEnds(t *testing.T) {
+	boom := errors.New("the server has been stopped\nand more")
+	for _, tc := range []struct {
+		name          string
+		serve         func() error
+		shutdown      error
+		err           string // the beginning of Run's; "" for nil
+		outcome, note string
+	}{
+		{"nil", func() error { return nil }, nil, "", "done", ""},
+		{"http.ErrServerClosed", func() error { return http.ErrServerClosed }, nil, "", "done", ""},
+		{"net.ErrClosed", func() error { return fmt.Errorf("accept: %w", net.ErrClosed) }, nil, "", "done", ""},
+		{"its own", func() error { return boom }, nil, "", "done", "the server has been stopped"},
+		{"its own, and shutdown fails", func() error { return boom }, io.ErrShortWrite,
+			"web: short write", "failed", "the server has been stopped"},
+		{"panic", func() error { panic("oh") }, nil, "web: panic: oh\n", "failed", ""},
+		{"Goexit", func() error { runtime.Goexit(); return nil }, nil,
+			"web: graceful: the function called runtime.Goexit", "failed", ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				quit := make(chan struct{})
+				g := &graceful.Group{NoSignalHandling: true}
+				g.Server("web", func() error { <-quit; return tc.serve() },
+					func(context.Context) error { close(quit); return tc.shutdown })
+				g.Go("worker", func(context.Context) error { return nil })
+				g.Start(t.Context())
+				err := g.Shutdown(t.Context())
+				if (err == nil) != (tc.err == "") || err != nil && !strings.HasPrefix(err.Error(), tc.err) {
+					t.Errorf("error %v, want %q", err, tc.err)
+				}
+				e := g.Report().Entries[0]
+				if string(e.Outcome) != tc.outcome || e.Detail != tc.note {
+					t.Errorf("%s with detail %q, want %s with %q", e.Outcome, e.Detail, tc.outcome, tc.note)
+				}
+			})
+		})
+	}
+}
+
+// TestGroupContextEnded: a context that has ended before Start is a shutdown
+// before Start. What was started used to depend on which goroutine came first.
+func TestGroupContextEnded(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 100 {
+		var cleaned bool
+		g := &graceful.Group{NoSignalHandling: true}
+		g.Server("web", func() error { panic("served") }, func(context.Context) error { panic("shut down") })
+		g.Go("mail", func(context.Context) error { panic("ran") })
+		g.Defer("db", func(context.Context) error { cleaned = true; return nil })
+		if err := g.Run(ctx); err != nil || !cleaned {
+			t.Fatalf("error %v, cleaned %v", err, cleaned)
+		}
+	}
+}
+
+// TestGroupKillsWhatPanics: a graceful stop that panics has ended nothing, so
+// the server is killed; it used to be left behind when the time was up.
+func TestGroupKillsWhatPanics(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		stop func()
+	}{
+		{"panic", func() { panic("not implemented") }},
+		{"Goexit", func() { runtime.Goexit() }},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				one, two := make(chan struct{}), make(chan struct{})
+				g := &graceful.Group{NoSignalHandling: true, Timeout: time.Hour}
+				g.Server("grpc", func() error { <-one; return nil },
+					graceful.StopThenKill(tc.stop, func() { close(one) }))
+				g.Server("http", func() error { <-two; return nil },
+					graceful.ShutdownThenClose(panickyServer{tc.stop, two}))
+				g.Start(t.Context())
+				start := time.Now()
+				err := g.Shutdown(t.Context())
+				if d := time.Since(start); err == nil || d != 0 {
+					t.Errorf("error %v after %v", err, d)
+				}
+				for _, e := range g.Report().Entries {
+					if e.Outcome != graceful.GroupFailed || len(e.Errors) != 1 {
+						t.Errorf("%s %s: %v", e.Name, e.Outcome, e.Errors)
+					}
+				}
+			})
+		})
+	}
+}
+
+type panickyServer struct {
+	stop func()
+	end  chan struct{}
+}
+
+func (s panickyServer) Shutdown(context.Context) error { s.stop(); return nil }
+func (s panickyServer) Close() error                   { close(s.end); return nil }
+
+// TestGroupEmpty: Run of a group without servers and workers returns at once,
+// as errgroup's Wait and oklog/run's Run do. It used to wait for a signal.
+func TestGroupEmpty(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newGroupScript()
+		g := &graceful.Group{NoSignalHandling: true, ShutdownDelay: time.Hour}
+		if err := g.Run(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if r := g.Report(); r.Reason != "there is nothing to run" || r.Took != 0 {
+			t.Error(r)
+		}
+
+		g = &graceful.Group{NoSignalHandling: true}
+		s.cleanup(g, "db", time.Second)
+		if err := g.Run(t.Context()); err != nil {
+			t.Error(err)
+		}
+		s.want(t, "0 db begins", "1 db done")
+
+		// After Start there may be something to come.
+		g = &graceful.Group{NoSignalHandling: true}
+		stopped, _ := g.Start(t.Context())
+		time.Sleep(time.Hour)
+		g.Go("late", func(context.Context) error { s.note("late runs"); return nil })
+		<-stopped
+		s.want(t, "0 db begins", "1 db done", "3601 late runs")
 	})
 }

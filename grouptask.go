@@ -30,6 +30,12 @@ func (e *PanicError) Unwrap() error {
 // t.FailNow does.
 var errGoexit = errors.New("graceful: the function called runtime.Goexit")
 
+// crashed reports whether err is that of a function which did not return.
+func crashed(err error) bool {
+	_, panicked := err.(*PanicError)
+	return panicked || err == errGoexit
+}
+
 // spawn calls fn on a goroutine of its own, and then end with fn's error, in
 // every way in which fn can end.
 func spawn(fn func() error, end func(error)) {
@@ -66,6 +72,8 @@ type groupTask struct {
 	ended   time.Time
 	errs    []error
 	detail  func() string // what a Pool in it says of itself
+	// farewells are the errors of serve functions that ended as they were asked to.
+	farewells []string
 }
 
 func (t *groupTask) init(g *Group) *groupTask {
@@ -131,9 +139,19 @@ func (t *groupTask) spawnLocked(fn func() error, end func(error) error) {
 	})
 }
 
-// served is the end of a serve function.
+// served is the end of a serve function. Many servers have an error of their own
+// for a stop that was asked for (grpc.ErrServerStopped, cmux.ErrServerClosed):
+// after shutdown was called any error is taken for that, and the report keeps
+// what it says.
 func (t *groupTask) served(err error) error {
-	if errors.Is(err, http.ErrServerClosed) || !t.asked.IsZero() && errors.Is(err, net.ErrClosed) {
+	asked := !t.asked.IsZero()
+	switch {
+	case errors.Is(err, http.ErrServerClosed):
+		err = nil
+	case err != nil && asked && !crashed(err):
+		if !errors.Is(err, net.ErrClosed) {
+			t.farewells = append(t.farewells, firstLine(err))
+		}
 		err = nil
 	}
 	if err != nil {
@@ -175,7 +193,11 @@ func (g *Group) lastLocked() {
 			return
 		}
 	}
-	g.beginLocked("all workers have returned", nil)
+	reason := "all workers have returned"
+	if len(g.workers) == 0 {
+		reason = "there is nothing to run"
+	}
+	g.beginLocked(reason, nil)
 }
 
 // onlyFrom reports whether err is ctx's error, wrapped or not, and nothing else
