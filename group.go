@@ -39,7 +39,8 @@ var ErrLeftBehind = errors.New("graceful: still running when its time was up")
 // A second signal, 250 ms or more after the first, kills: the delay and the
 // servers' time are over, the work in hand is cancelled (see Finishing), and
 // workers and cleanup have no more than their reserves. A third finds the
-// runtime's default, which ends the process.
+// runtime's default, which ends the process. SIGINT that was ignored when the
+// process started stays ignored.
 type Group struct {
 	// Timeout is the time from the first moment of the shutdown to Run's
 	// return. Unlike Server.Timeout it includes ShutdownDelay: set it to a

@@ -119,9 +119,9 @@ type child struct {
 	addr []net.Addr
 }
 
-func startChild(t *testing.T, part string, servers int) *child {
+func startChild(t *testing.T, part string, servers int, through ...string) *child {
 	t.Helper()
-	c := &child{Child: childproc.Start(t, "TestServerChild", serverChildEnv+"="+part)}
+	c := &child{Child: childproc.Start(t, "TestServerChild", serverChildEnv+"="+part, through...)}
 	for range servers {
 		line := c.Line()
 		text, ok := strings.CutPrefix(line, "serving ")
@@ -218,6 +218,18 @@ func TestServerSignals(t *testing.T) {
 		c.Says("asked")
 		c.Says("stopped")
 		c.Exit(0, 0)
+	})
+	t.Run("ignored", func(t *testing.T) {
+		t.Parallel()
+		c := startChild(t, "one", 1, childproc.Ignoring("INT")...)
+		c.Signal(syscall.SIGINT)
+		dialClient(t, c.addr[0]).get("/", "done")
+		time.Sleep(later)
+		c.Signal(syscall.SIGTERM)
+		c.Says("stopped")
+		if log := c.Exit(0, 0); !strings.Contains(log, "shutdown initiated: terminated") {
+			t.Errorf("log:\n%s", log)
+		}
 	})
 	t.Run("NoSignalHandling", func(t *testing.T) {
 		t.Parallel()
