@@ -332,8 +332,8 @@ func ShutdownThenClose(srv interface {
 //	g.Server("grpc", func() error { return s.Serve(l) },
 //		graceful.StopThenKill(s.GracefulStop, s.Stop))
 //
-// It then returns ctx's error. It also calls kill when stop panics, as grpc-go's
-// GracefulStop does beside ServeHTTP.
+// It then returns ctx's error. It also calls kill when stop panics, as
+// GracefulStop did beside ServeHTTP in earlier releases of grpc-go.
 func StopThenKill(stop, kill func()) func(context.Context) error {
 	return func(ctx context.Context) error {
 		end := make(chan error, 1)
