@@ -1,8 +1,10 @@
 package graceful
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log"
 	"net"
 	"net/http"
@@ -196,4 +198,428 @@ func DefaultLogger() *log.Logger { return log.New(os.Stderr, "[graceful] ", 0) }
 // one does not.
 func TLSConfigHasHTTP2Enabled(t *tls.Config) bool {
 	return t != nil && slices.Contains(t.NextProtos, "h2")
+}
+
+// ListenAndServe listens on the TCP address Addr (":http" if empty) and calls
+// Serve.
+func (s *Server) ListenAndServe() error {
+	l, err := s.listen(":http")
+	if err != nil {
+		return err
+	}
+	return s.Serve(l)
+}
+
+// Serve serves the connections that l accepts, and returns when the shutdown
+// is over: nil if it was asked for, the error of l's Accept if that is what
+// began it. Serve closes l, but for an error of the configuration.
+//
+// It may be called for several listeners at once: they are drained as one, and
+// if one of them fails, all are. If Stop, Shutdown or Close was called before,
+// Serve returns nil at once; when the server has served and was stopped, an
+// error that wraps http.ErrServerClosed.
+//
+// What a listener can do decides how much of the promise is kept for clients that
+// have connected and have not been accepted when draining begins:
+//
+//   - A socket of Listen's is this process's alone. On Linux it admits no client
+//     from that moment on, and is closed when its queue is empty. So is any other
+//     socket with OwnsListener.
+//   - A *net.TCPListener or *net.UnixListener from elsewhere may be shared with
+//     another process. Its queue is emptied, and it is closed at the first moment
+//     at which the queue is empty, after a second at the latest. A client that
+//     connects in between is reset.
+//   - So it is with a wrapper around one of these that has a SetDeadline method, or
+//     an Unwrap method that returns what it wraps: without Unwrap the wrapper is
+//     not known to be this process's alone, and where it has no SyscallConn method
+//     either (as everywhere but on Linux) its queue is empty when Accept has waited
+//     in vain for some milliseconds.
+//   - Any other listener is closed at once, and clients in its queue are lost:
+//     tls.NewListener's (prefer ServeTLS), or a wrapper that has neither SetDeadline
+//     nor Unwrap. The log says so when serving begins.
+func (s *Server) Serve(l net.Listener) error {
+	if t, ok := l.(*tlsListener); ok && t != nil {
+		return s.serve(t.Listener, t.config)
+	}
+	return s.serve(l, nil)
+}
+
+// Start listens on the TCP address Addr and serves in the background until ctx
+// ends, a signal comes or one of the stopping methods is called. It has bound
+// the address when it returns: an address in use is its error. stopped is
+// closed when the shutdown is over; Report says what happened.
+//
+// If the http.Server's TLSConfig has a certificate, or a function that gets
+// one, Start serves TLS, with ":https" for an empty Addr.
+func (s *Server) Start(ctx context.Context) (stopped <-chan struct{}, err error) {
+	tl, err := s.bind(ctx)
+	if err != nil {
+		return nil, err
+	}
+	forget := context.AfterFunc(ctx, func() {
+		s.life.order(fmt.Sprintf("the context of Start: %v", context.Cause(ctx)), nil)
+	})
+	go func() {
+		defer forget() // ctx may outlive the server
+		if err := s.run(tl); err != nil {
+			s.logf("%v", err)
+		}
+	}()
+	return s.life.stopped, nil
+}
+
+// ListenAndServeTLS listens on the TCP address Addr (":https" if empty) and
+// calls ServeTLS.
+func (s *Server) ListenAndServeTLS(certFile, keyFile string) error {
+	config, err := s.tlsConfig(certFile, keyFile)
+	if err != nil {
+		return err
+	}
+	return s.listenAndServeTLS(config)
+}
+
+// ListenAndServeTLSConfig listens on the TCP address Addr (":https" if empty)
+// and serves TLS with config, in which there must be a certificate or a
+// function that gets one. The http.Server's own TLSConfig is not used. config
+// is not changed: HTTP/2 and HTTP/1.1 are added to a copy's NextProtos, as far
+// as the http.Server's Protocols allow.
+func (s *Server) ListenAndServeTLSConfig(config *tls.Config) error {
+	if config == nil {
+		return errors.New("graceful: ListenAndServeTLSConfig with a nil config")
+	}
+	if !hasCertificate(config) {
+		return errors.New("graceful: the TLS config has neither a certificate nor a function that gets one")
+	}
+	if err := s.prepare(); err != nil {
+		return err
+	}
+	return s.listenAndServeTLS(s.withProtocols(config))
+}
+
+// ListenTLS listens on the TCP address Addr (":https" if empty) and returns a
+// listener to pass to Serve, for those who need the listener itself. The files
+// are as with ServeTLS. If Serve is never called, it must be closed.
+func (s *Server) ListenTLS(certFile, keyFile string) (net.Listener, error) {
+	config, err := s.tlsConfig(certFile, keyFile)
+	if err != nil {
+		return nil, err
+	}
+	l, err := s.listen(":https")
+	if err != nil {
+		return nil, err
+	}
+	return &tlsListener{Listener: l, config: config}, nil
+}
+
+// ServeTLS is Serve with TLS over the connections that l accepts. certFile and
+// keyFile hold the certificate (with the intermediate ones behind it) and its
+// key; both may be empty if the http.Server's TLSConfig has a certificate.
+func (s *Server) ServeTLS(l net.Listener, certFile, keyFile string) error {
+	config, err := s.tlsConfig(certFile, keyFile)
+	if err != nil {
+		return err
+	}
+	return s.serve(l, config)
+}
+
+// Addrs returns the addresses of the listeners that the Server serves or has
+// served, in the order in which it began to: with ":0" in Addr, here is the
+// real port.
+func (s *Server) Addrs() []net.Addr { return s.life.allAddrs() }
+
+// Stop begins the shutdown as a signal does and returns at once; StopChan and
+// the return of Serve tell of its end. timeout takes the place of the Timeout
+// field; 0 waits without end for requests in progress. It panics if timeout is
+// negative.
+//
+// When a shutdown is under way already, Stop can only shorten it: what is left
+// of it becomes timeout, if that is less. Before Serve, Stop makes every later
+// Serve return at once.
+func (s *Server) Stop(timeout time.Duration) {
+	if timeout < 0 {
+		panic("graceful: Stop with a negative timeout")
+	}
+	s.init()
+	go s.life.ask("Stop", &timeout)
+}
+
+// StopChan returns the channel that is closed when the shutdown is over.
+func (s *Server) StopChan() <-chan struct{} {
+	s.init()
+	return s.life.stopped
+}
+
+// Shutdown shuts the server down and returns when that is over. It does not
+// ask BeforeShutdown. If ctx ends first, it closes what is left and returns
+// ctx's error. If Timeout, another's Close or a second signal ended it, the
+// error wraps ErrKilled and the report names what was closed; it is nil if
+// nothing had to be.
+//
+// Further calls, also concurrent ones, wait for the same shutdown, each no
+// longer than its ctx. Unlike http.Server's, it returns after Serve's last
+// connection is gone, with no more delay than that.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.init()
+	s.life.order("Shutdown", nil)
+	return s.life.wait(ctx)
+}
+
+// Close closes all listeners and connections, hijacked ones only with
+// WaitHijacked, and returns when that is done. It does not wait for handlers.
+// The request contexts' cause is ErrKilled. It returns the first error of
+// closing a listener.
+func (s *Server) Close() error {
+	s.init()
+	s.life.kill("Close")
+	<-s.life.stopped
+	s.life.mu.Lock()
+	defer s.life.mu.Unlock()
+	return s.life.closeErr
+}
+
+// RegisterOnShutdown adds a function to call, on a goroutine of its own, when
+// draining begins. Those of the http.Server are called then, too. A function
+// that is added later is called at once.
+func (s *Server) RegisterOnShutdown(f func()) {
+	s.init()
+	s.side.mu.Lock()
+	late := s.side.drainBegun
+	if !late {
+		s.side.onShutdown = append(s.side.onShutdown, f)
+	}
+	s.side.mu.Unlock()
+	if late {
+		go f()
+	}
+}
+
+// SetKeepAlivesEnabled is http.Server's. Disabling keep-alives closes idle
+// connections on the spot, and with them requests on their way: a shutdown
+// doesn't need it.
+func (s *Server) SetKeepAlivesEnabled(v bool) {
+	s.side.mu.Lock()
+	defer s.side.mu.Unlock()
+	s.side.keepAlives = &v
+	if s.side.hs != nil {
+		s.side.hs.SetKeepAlivesEnabled(v)
+	}
+}
+
+// Phase returns where the server stands.
+func (s *Server) Phase() Phase { return s.life.Phase() }
+
+// Stats counts the open connections. It takes time in proportion to them.
+func (s *Server) Stats() Stats {
+	s.init()
+	return s.life.stats()
+}
+
+// Report says what the shutdown has done so far; after the end of it, what it
+// did.
+func (s *Server) Report() Report {
+	s.init()
+	return s.life.currentReport()
+}
+
+// ReadyHandler returns a handler for readiness probes, which this server or
+// another may serve: it answers 200 while the server serves, and 503 from the
+// first moment of the shutdown on. With Health set it is that one's
+// ReadyHandler.
+func (s *Server) ReadyHandler() http.Handler {
+	s.init()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.health().ReadyHandler().ServeHTTP(w, r)
+	})
+}
+
+// bind is Start's first half: it listens, and serves nothing yet.
+func (s *Server) bind(ctx context.Context) (*listener, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("graceful: Start: %w", err)
+	}
+	if err := s.prepare(); err != nil {
+		return nil, err
+	}
+	var config *tls.Config
+	addr := ":http"
+	if hasCertificate(s.Server.TLSConfig) {
+		if s.side.http2Err != nil {
+			return nil, s.side.http2Err
+		}
+		config = s.withProtocols(s.Server.TLSConfig)
+		addr = ":https"
+	}
+	l, err := s.listen(addr)
+	if err != nil {
+		return nil, err
+	}
+	tl, err := s.open(l, config)
+	if tl == nil && err == nil {
+		err = errNotServed
+	}
+	return tl, err
+}
+
+// listen opens the TCP address Addr. Misuse is found before the address is
+// bound.
+func (s *Server) listen(defaultAddr string) (net.Listener, error) {
+	if err := s.prepare(); err != nil {
+		return nil, err
+	}
+	if err := s.life.refusal(); err == errServed {
+		return nil, err // also from a server that has not closed its socket yet
+	}
+	addr := s.Server.Addr
+	if addr == "" {
+		addr = defaultAddr
+	}
+	return listen("tcp", addr, s.ReusePort, s.TCPKeepAlive)
+}
+
+// serve is Serve, with TLS if config is not nil.
+func (s *Server) serve(l net.Listener, config *tls.Config) error {
+	if l == nil {
+		return errors.New("graceful: Serve with a nil listener")
+	}
+	if err := s.prepare(); err != nil {
+		return err
+	}
+	tl, err := s.open(l, config)
+	if tl == nil {
+		return err
+	}
+	return s.run(tl)
+}
+
+// open lays tracking over l. It returns nil, and has closed l, if there is
+// nothing to serve any more; the error is nil too if nothing ever was.
+func (s *Server) open(l net.Listener, config *tls.Config) (*listener, error) {
+	m, err := s.life.open()
+	if err != nil {
+		l.Close()
+		return nil, s.refused(err)
+	}
+	below, limit := l, s.side.limit
+	outer, _ := l.(*limitListener)
+	if limit != nil {
+		outer = nil
+	}
+	if outer != nil {
+		below, limit = outer.Listener, outer.limit
+	}
+	tl := newListener(&s.life, m, below, limit)
+	if outer != nil {
+		outer.served.Store(tl)
+		if isClosed(outer.closed) { // before that was stored
+			tl.Close()
+		}
+	}
+	tl.original = l
+	tl.wrap = func(nc net.Conn) (net.Conn, *conn) { return s.wrap(m, nc, limit, config) }
+	tl.owned = isOwn(below) || s.OwnsListener
+	tl.reuse = s.ReusePort
+	tl.grace = s.idleGrace()
+	if err := s.life.admit(tl); err != nil {
+		l.Close()
+		return nil, s.refused(err)
+	}
+	if w := weakness(below); w != "" {
+		s.logf("%s", w)
+	}
+	if !s.NoSignalHandling {
+		s.life.catch()
+	}
+	return tl, nil
+}
+
+// refused returns what Serve returns when the lifecycle has refused with err.
+func (s *Server) refused(err error) error {
+	if err == errNotServed {
+		<-s.life.stopped
+		return nil
+	}
+	return err
+}
+
+// run serves the connections of tl until the end of everything.
+func (s *Server) run(tl *listener) (err error) {
+	served := false
+	// A hook that panics for a new connection does so here. The caller may
+	// recover, and the other connections go on.
+	defer func() {
+		if s.life.release(tl); !served {
+			tl.dropLast()
+		}
+	}()
+	err = s.side.hs.Serve(tl)
+	served = true
+	expected := s.life.Phase() != PhaseServing
+	s.life.release(tl)
+	if expected {
+		err = nil
+	} else {
+		s.life.order(fmt.Sprintf("accepting on %s failed: %v", tl.Addr(), err), nil)
+	}
+	<-s.life.stopped
+	return err
+}
+
+func (s *Server) listenAndServeTLS(config *tls.Config) error {
+	l, err := s.listen(":https")
+	if err != nil {
+		return err
+	}
+	return s.serve(l, config)
+}
+
+// tlsConfig returns a copy of the http.Server's TLS configuration with the
+// certificate from the files, if they are named, and with the protocols.
+func (s *Server) tlsConfig(certFile, keyFile string) (*tls.Config, error) {
+	if err := s.prepare(); err != nil {
+		return nil, err
+	}
+	if s.side.http2Err != nil {
+		return nil, s.side.http2Err
+	}
+	config := s.Server.TLSConfig
+	if config == nil {
+		config = new(tls.Config)
+	}
+	config = s.withProtocols(config)
+	if hasCertificate(config) && certFile == "" && keyFile == "" {
+		return config, nil
+	}
+	cert, err := tls.LoadX509KeyPair(certFile, keyFile)
+	if err != nil {
+		return nil, fmt.Errorf("graceful: certificate %q, key %q: %w", certFile, keyFile, err)
+	}
+	config.Certificates = []tls.Certificate{cert}
+	return config, nil
+}
+
+func hasCertificate(c *tls.Config) bool {
+	return c != nil && (len(c.Certificates) > 0 || c.GetCertificate != nil || c.GetConfigForClient != nil)
+}
+
+// health returns Health, or one that knows of the shutdown only.
+func (s *Server) health() *Health {
+	if s.Health != nil {
+		return s.Health
+	}
+	return &s.side.health
+}
+
+// A tlsListener is what ListenTLS returns. Serve takes it apart and lays TLS
+// over the tracked connection; for anybody else it is a TLS listener.
+type tlsListener struct {
+	net.Listener
+	config *tls.Config
+}
+
+func (l *tlsListener) Accept() (net.Conn, error) {
+	nc, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return tls.Server(nc, l.config), nil
 }

@@ -459,12 +459,12 @@ func (s *Server) joinGroup() {
 }
 
 func (s *Server) startInGroup() (wait func() error, err error) {
-	tl, config, err := s.bind(context.Background())
+	tl, err := s.bind(context.Background())
 	if err != nil {
 		return nil, err
 	}
 	end := make(chan error, 1)
-	go func() { end <- s.run(tl, config) }()
+	go func() { end <- s.run(tl) }()
 	return func() error { return <-end }, nil
 }
 

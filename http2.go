@@ -1,280 +1,465 @@
 package graceful
 
 import (
-	"bytes"
 	"crypto/tls"
 	"io"
 	"log"
-	"maps"
 	"net"
 	"net/http"
+	"reflect"
+	"runtime"
+	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/seed-121bbccf/graceful/internal/http2wire"
 )
 
-// http2PrefaceTimeout is how long a client has for its preface; net/http's own
-// limit, which it does not export.
+const (
+	// http2AckWait is how long a client has to acknowledge the PING behind the
+	// first GOAWAY before the final one goes out all the same.
+	http2AckWait = 1500 * time.Millisecond
+
+	// http2Linger is how long a client has to close the connection after the
+	// final GOAWAY. A client that has not acknowledged the PING has had most of
+	// that time already.
+	http2Linger     = 2 * time.Second
+	http2DeafLinger = http2Linger - http2AckWait
+)
+
+// An http2Conn says farewell on an HTTP/2 connection, in the two steps of
+// RFC 9113, section 6.8: a GOAWAY that only says "open no more streams", and, when
+// the client has had the time to obey and no stream is open, a final one that
+// names the last stream. Whoever serves the connection (net/http, or another
+// implementation) is told of neither: the http2Conn puts them between two frames.
+// All other bytes pass through unchanged.
+//
+//	following ─ leave ─▶ announced ─ acknowledged, and the grace is over ─▶ finishing
+//	                                                                            │
+//	                          closed ◀─ the client closes, or linger ─ shut ◀─ no stream is open
+//
+// Writing belongs to one goroutine at a time, the owner: the server's, or that of
+// a farewell which found the connection quiet. No lock is held while the owner
+// writes, so that a peer which does not read blocks the owner alone.
+type http2Conn struct {
+	c     *conn
+	grace time.Duration // at least between the two GOAWAYs
+
+	in http2wire.Cursor // owned by the reader
+
+	// shut: our side is closed. Nothing more goes out, and nothing that comes in
+	// reaches the server. Written with mu held.
+	shut atomic.Bool
+
+	mu sync.Mutex // guards what follows
+	// Signalled when the owner lets go. At most one goroutine waits: a server
+	// does not write twice at a time.
+	quiet sync.Cond
+
+	owned     bool // a goroutine is writing
+	settings  bool // the server's SETTINGS, its first frame, are out
+	announced bool // the first GOAWAY is asked for
+	told      bool // a GOAWAY has begun to go out, ours or the server's
+	acked     bool // the client knows that it may open no more streams
+	counted   bool // it is among those that rules.untold counts
+	finishing bool // the final GOAWAY follows the last stream
+	lingering bool // finishing without a stream: the timer cuts the connection
+
+	since time.Time   // when the client was told, or is about to be
+	timer *time.Timer // to finishing, and then to the end of linger; nil until it is set
+
+	out     http2wire.Cursor // moved by the owner, with mu held
+	rest    []byte           // what is still to be written of our announcement
+	streams http2wire.Streams
+}
+
+// followHTTP2 makes c an HTTP/2 connection. Its preface has been read if
+// sawPreface is true. It is called on the goroutine that reads c.
+func (c *conn) followHTTP2(sawPreface bool) *http2Conn {
+	h := &http2Conn{c: c, grace: c.m.rules.grace}
+	h.quiet.L = &h.mu
+	if f := c.m.rules.untold; f != nil {
+		h.counted = true
+		f(1)
+	}
+	if !sawPreface {
+		h.in.Skip(len(http2wire.Preface))
+	}
+	c.h2.Store(h)
+	c.m.changed(c, connIdle) // after it is stored: the manager asks it to leave
+	return h
+}
+
+// leave asks the connection to say farewell. It does not block; a second call
+// does nothing.
+func (h *http2Conn) leave() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.announced {
+		return
+	}
+	h.announced = true
+	h.since = time.Now()
+	h.scheduleLocked()
+	if h.owned || !h.announceableLocked() {
+		return // the writer says it
+	}
+	h.owned = true
+	go func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		_ = h.injectLocked() // the next Write meets the error as well
+		h.disownLocked()
+	}()
+}
+
+// received follows the frames in p, which was read, and returns how much of it
+// the server may see: all, unless the final GOAWAY has said that what comes now
+// is not served.
+func (h *http2Conn) received(p []byte) (n int) {
+	for n < len(p) {
+		k, ended := h.in.Advance(p[n:])
+		if ended && (http2wire.Matters(&h.in) || h.in.AnnouncementAck()) {
+			h.mu.Lock()
+			if h.shut.Load() {
+				h.mu.Unlock()
+				return n
+			}
+			if h.in.AnnouncementAck() {
+				// The server did not send this PING, and ignores its answer.
+				h.acked = true
+				h.scheduleLocked()
+			} else {
+				h.streams.In(&h.in)
+				h.settleLocked()
+			}
+			h.mu.Unlock()
+		}
+		n += k
+	}
+	if h.shut.Load() {
+		return 0
+	}
+	return n
+}
+
+// write writes p for the server, and our announcement at the first boundary if
+// it is due.
+func (h *http2Conn) write(p []byte) (n int, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for h.owned {
+		h.quiet.Wait()
+	}
+	if h.shut.Load() {
+		// What comes after the last stream's end is of no use any more: window
+		// updates, acknowledgements. An error would make the server close with
+		// data unread, and the reset could overtake the last response.
+		return len(p), nil
+	}
+	h.owned = true
+	if h.announced && !h.settings {
+		h.since, h.finishing = time.Now(), false // the client is told now, and not before
+		h.scheduleLocked()
+	}
+	for n < len(p) {
+		if err = h.injectLocked(); err != nil {
+			break
+		}
+		part := p[n:]
+		if h.announced && !h.told {
+			if k := h.out.ToBoundary(part); k > 0 {
+				part = part[:k]
+			} else { // the SETTINGS, which come first
+				first := h.out
+				k, _ := first.Advance(part)
+				part = part[:k]
+			}
+		}
+		h.mu.Unlock()
+		k, werr := h.c.raw.Write(part)
+		h.mu.Lock()
+		h.wroteLocked(part[:k])
+		n += k
+		if err = werr; err != nil {
+			break
+		}
+	}
+	if err == nil {
+		_ = h.injectLocked() // p is written; the next Write meets the error
+	}
+	h.disownLocked()
+	if h.streams.Final() && !h.acked {
+		h.acked = true // the server was first: there is nothing to wait for
+		h.scheduleLocked()
+	}
+	return n, err
+}
+
+// wroteLocked moves the cursor through p, which has been written.
+func (h *http2Conn) wroteLocked(p []byte) {
+	for len(p) > 0 {
+		k, ended := h.out.Advance(p)
+		p = p[k:]
+		if !ended {
+			return
+		}
+		h.settings = true
+		h.streams.Out(&h.out)
+		// Another GOAWAY after the server's must not raise its last stream
+		// (RFC 9113, section 6.8).
+		h.told = h.told || h.streams.Final()
+	}
+}
+
+// announceableLocked reports whether this is the time and the place for the
+// announcement.
+func (h *http2Conn) announceableLocked() bool {
+	return h.announced && !h.told && h.settings && h.out.Boundary()
+}
+
+// injectLocked writes our announcement if it is due and this is the place. The
+// caller is the owner. mu is released meanwhile.
+func (h *http2Conn) injectLocked() error {
+	if h.announceableLocked() {
+		h.told = true
+		h.rest = http2wire.Announcement
+		h.c.m.goAways.Add(1)
+	}
+	if len(h.rest) == 0 {
+		return nil
+	}
+	rest := h.rest
+	h.mu.Unlock()
+	n, err := h.c.raw.Write(rest)
+	h.mu.Lock()
+	h.rest = rest[n:] // a deadline may have cut it; it goes on from here
+	return err
+}
+
+// disownLocked ends the ownership.
+func (h *http2Conn) disownLocked() {
+	h.owned = false
+	h.quiet.Signal()
+	h.settleLocked()
+}
+
+// scheduleLocked enters finishing when it is time, or sets the timer to then.
+func (h *http2Conn) scheduleLocked() {
+	if !h.announced || h.finishing {
+		return
+	}
+	wait := h.grace
+	if !h.acked {
+		wait = max(wait, http2AckWait)
+	}
+	wait -= time.Since(h.since)
+	switch {
+	case wait <= 0:
+		h.finishing = true
+		h.toldLocked()
+		h.settleLocked()
+	default:
+		h.setTimerLocked(wait)
+	}
+}
+
+// toldLocked notes that no stream is to be expected any more.
+func (h *http2Conn) toldLocked() {
+	if h.counted {
+		h.counted = false
+		h.c.m.rules.untold(-1)
+	}
+}
+
+func (h *http2Conn) setTimerLocked(d time.Duration) {
+	if h.timer == nil {
+		h.timer = time.AfterFunc(d, h.timeout)
+	} else {
+		h.timer.Reset(d)
+	}
+}
+
+// timeout is the timer's.
+func (h *http2Conn) timeout() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.finishing {
+		h.scheduleLocked()
+	} else if h.lingering {
+		h.c.cutSoon()
+	}
+}
+
+// settleLocked says the final GOAWAY and closes our side if the time has come.
+// It is called whenever something that it looks at has changed.
+func (h *http2Conn) settleLocked() {
+	if !h.finishing || h.shut.Load() {
+		return
+	}
+	if h.streams.Open() > 0 {
+		h.lingering = false
+		return
+	}
+	if !h.lingering {
+		h.lingering = true
+		linger := http2Linger
+		if !h.acked {
+			linger = http2DeafLinger
+		}
+		h.setTimerLocked(linger)
+	}
+	if h.owned || len(h.rest) > 0 || !h.settings || !h.out.Boundary() || h.streams.Failed() {
+		return // a writer is at work, or stuck: the timer cuts it
+	}
+	// From here on no stream reaches the server: the GOAWAY is true.
+	h.shut.Store(true)
+	h.owned = true
+	final, last := h.streams.Final(), h.streams.Highest()
+	go func() {
+		if !final {
+			_ = h.c.raw.SetWriteDeadline(time.Time{}) // the server's, which writes no more
+			_, _ = h.c.raw.Write(http2wire.FinalGoAway(last))
+		}
+		h.mu.Lock()
+		h.disownLocked()
+		h.mu.Unlock()
+		// The client answers by closing. The server reads to that end, and so
+		// nothing is destroyed on the way.
+		closeWrite(h.c.raw)
+	}()
+}
+
+// stop is called when the connection is closed.
+func (h *http2Conn) stop() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.announced, h.finishing = true, true
+	h.shut.Store(true)
+	h.toldLocked()
+	if h.timer != nil {
+		h.timer.Stop()
+	}
+}
+
+// The keys of http.Server.TLSNextProto: the one of ALPN, and the one under which
+// golang.org/x/net/http2, and net/http up to Go 1.26, take any net.Conn that
+// speaks HTTP/2, the client's preface already read.
+const (
+	protoHTTP2            = "h2"
+	protoUnencryptedHTTP2 = "unencrypted_http2"
+)
+
+// nextProto is what TLSNextProto's entries are.
+type nextProto = func(*http.Server, *tls.Conn, http.Handler)
+
+// wantsHTTP2 reports whether net/http would configure HTTP/2 for s: the
+// conditions of its Serve, or of ServeTLS.
+func wantsHTTP2(s *http.Server, serveTLS bool) bool {
+	if s.Protocols != nil {
+		if !s.Protocols.HTTP2() && !s.Protocols.UnencryptedHTTP2() {
+			return false
+		}
+	} else if s.TLSNextProto != nil && s.TLSNextProto[protoHTTP2] == nil {
+		return false // the historic way of switching it off
+	}
+	if serveTLS || s.TLSConfig == nil {
+		return true
+	}
+	if s.Protocols != nil && s.Protocols.UnencryptedHTTP2() {
+		return true
+	}
+	return slices.Contains(s.TLSConfig.NextProtos, protoHTTP2)
+}
+
+// isNetHTTPs reports whether net/http itself has put f into a TLSNextProto, as it
+// does when a server has served before, or when golang.org/x/net/http2 from 0.55
+// on has configured it with Go 1.27.
+func isNetHTTPs(f nextProto) bool {
+	return f != nil && strings.HasPrefix(runtime.FuncForPC(reflect.ValueOf(f).Pointer()).Name(), "net/http.")
+}
+
+// serveALPN serves c by the protocol that was agreed on by ALPN, if that is not
+// net/http's to serve, and reports whether it is so. It returns when the
+// connection is at its end.
+func (s *Server) serveALPN(c *tlsConn) bool {
+	proto := c.secure.ConnectionState().NegotiatedProtocol
+	if isHTTP1(proto) {
+		return false
+	}
+	hs := s.side.hs
+	isHTTP2 := proto == protoHTTP2
+	if isHTTP2 && s.side.http2 == http2Native && http2TakesAnyConn {
+		return false
+	}
+	c.apart.Store(true)
+	defer c.apart.Store(false)
+	h := alpnHandler{c.requestContext(), c.secure, hs.Handler}
+	if isHTTP2 && s.followsHTTP2() {
+		if serve := hs.TLSNextProto[protoUnencryptedHTTP2]; serve != nil && s.readPreface(c) {
+			serve(hs, unencrypted(alpnConn{&c.conn, c.connBelow, c.secure}), h)
+		}
+		return true
+	}
+	serve := hs.TLSNextProto[proto]
+	tc, ok := c.secure.(*tls.Conn)
+	if serve == nil || !ok {
+		return true // net/http closes the connection as well
+	}
+	if isHTTP2 {
+		c.set(flagForeign)
+	}
+	// It reports the states of tc, which is not known as c.
+	base := copyServer(hs)
+	base.ConnState = func(_ net.Conn, state http.ConnState) { s.moved(&c.conn, state) }
+	serve(base, tc, h)
+	return true
+}
+
+// http2PrefaceTimeout is net/http's limit for the preface, which is not exported.
 const http2PrefaceTimeout = 10 * time.Second
 
-// http2Patience is how long a client is given to acknowledge a PING: on a busy
-// machine, or far away, but alive.
-const http2Patience = 2 * time.Second
-
-// http2Disabled is why the layer has no place in a program without HTTP/2.
-const http2Disabled = "HTTP/2 is off by GODEBUG http2server=0, or the build"
-
-// http2Config is what an http2Layer needs to know of its server.
-type http2Config struct {
-	// serveTLS says that the listener's connections are TLS by the server's
-	// own doing (ServeTLS and its kin); as in net/http this decides whether
-	// HTTP/2 is configured at all.
-	serveTLS bool
-
-	// grace is the least time that a connection is given between the two
-	// GOAWAYs, and patience the most that it is waited for if its client
-	// does not acknowledge the first.
-	grace, patience time.Duration
-
-	// connState is called for StateActive and StateIdle, with the connection
-	// that net/http accepted. It runs on HTTP/2's serve loop and must not
-	// block. Nil for none.
-	connState func(net.Conn, http.ConnState)
-
-	// onOpen is called when nc has turned out to be HTTP/2: after the
-	// client's preface, before anything is served. Until then nc is like any
-	// other new connection, and whoever owns it may end it. onClose is
-	// called when it has been served. Either may be nil.
-	onOpen  func(nc net.Conn, c *http2Conn)
-	onClose func(nc net.Conn)
-}
-
-// http2Layer stands between an http.Server and net/http's HTTP/2, and lets its
-// connections drain in the two steps of RFC 9113, section 6.8: a GOAWAY that
-// only says "open no more streams", and when that has had its time to arrive
-// the final one, which names the last stream. net/http knows only the final
-// one, and for it only http.Server.Shutdown. So HTTP/2 is configured on a
-// server that has nothing else, the holder: shutting that down leaves HTTP/1
-// alone.
-//
-// Nor is the time between the two left to a guess: see announcement.
-//
-// The zero of it, a nil *http2Layer, has no connections and does nothing; the
-// server is then as net/http makes it.
-type http2Layer struct {
-	cfg  http2Config
-	user *http.Server // what handlers find under http.ServerContextKey
-	base *http.Server // the configuration that HTTP/2 reads; see install
-
-	mu        sync.Mutex // guards the fields below, and every holder's
-	holder    *http2Holder
-	conns     map[*http2Conn]*http2Holder
-	announced bool
-	finished  bool
-}
-
-// newHTTP2 prepares the layer for a server with user's configuration, which
-// it only reads. When the layer has no place it is nil, and plain says why:
-// HTTP/2 is switched off, user has an HTTP/2 implementation of its own, or this
-// Go's net/http is not what the layer was built for. The error is the one that
-// net/http would have returned from Serve.
-func newHTTP2(user *http.Server, cfg http2Config) (l *http2Layer, plain string, err error) {
-	if _, ok := user.TLSNextProto[protoHTTP2]; ok {
-		return nil, "TLSNextProto has an HTTP/2 of its own", nil
+// readPreface reads HTTP/2's preface and reports whether it has come. What takes
+// any net.Conn wants it read.
+func (s *Server) readPreface(c *tlsConn) bool {
+	_ = c.SetReadDeadline(time.Now().Add(http2PrefaceTimeout))
+	buf := make([]byte, len(http2wire.Preface))
+	if _, err := io.ReadFull(&c.conn, buf); err != nil {
+		return false // net/http is silent about it, too
 	}
-	if !wantsHTTP2(user, cfg.serveTLS) {
-		return nil, "HTTP/2 is off", nil
-	}
-	srv, err := configureHTTP2(user)
-	if err != nil {
-		return nil, "", err
-	}
-	if srv.TLSNextProto[protoHTTP2] == nil {
-		return nil, http2Disabled, nil
-	}
-	if reason := http2Assumed(srv.TLSNextProto[protoUnencryptedHTTP2]); reason != "" {
-		return nil, reason, nil
-	}
-	l = &http2Layer{cfg: cfg, user: user, conns: make(map[*http2Conn]*http2Holder)}
-	l.holder = newHTTP2Holder(l, srv)
-	return l, "", nil
-}
-
-// install makes hs, which has not begun to serve, give its HTTP/2 connections
-// to the layer. hs has user's configuration; its TLSNextProto is replaced, not
-// changed. It is called once.
-func (l *http2Layer) install(hs *http.Server) {
-	if l == nil {
-		return
-	}
-	// HTTP/2 asks its server for limits, for the log and for ConnState, and
-	// whether keep-alives are on. It is not asked of hs: when hs is shut down
-	// for the sake of HTTP/1, net/http's HTTP/2 would take that for a reason
-	// to send the final GOAWAY.
-	l.base = &http.Server{
-		Handler:        hs.Handler,
-		TLSConfig:      hs.TLSConfig,
-		ReadTimeout:    hs.ReadTimeout,
-		WriteTimeout:   hs.WriteTimeout,
-		IdleTimeout:    hs.IdleTimeout,
-		MaxHeaderBytes: hs.MaxHeaderBytes,
-		ErrorLog:       hs.ErrorLog,
-		HTTP2:          hs.HTTP2,
-	}
-	if f := l.cfg.connState; f != nil {
-		l.base.ConnState = func(nc net.Conn, s http.ConnState) {
-			if c, ok := nc.(interface{ NetConn() net.Conn }); ok {
-				nc = c.NetConn()
-			}
-			f(nc, s)
+	if string(buf) != http2wire.Preface {
+		logf := log.Printf
+		if l := s.side.hs.ErrorLog; l != nil {
+			logf = l.Printf
 		}
+		logf("http2: server: error reading preface from client %v: bogus greeting %q", c.RemoteAddr(), buf)
+		return false
 	}
-	protos := maps.Clone(hs.TLSNextProto)
-	if protos == nil {
-		protos = make(map[string]nextProto)
-	}
-	protos[protoHTTP2] = l.serveTLS
-	protos[protoUnencryptedHTTP2] = l.serveUnencrypted
-	hs.TLSNextProto = protos
+	_ = c.SetReadDeadline(time.Time{})
+	return true
 }
 
-// setKeepAlivesEnabled is http.Server's: without keep-alives a connection ends
-// with its last stream.
-func (l *http2Layer) setKeepAlivesEnabled(v bool) {
-	if l != nil {
-		l.base.SetKeepAlivesEnabled(v)
-	}
+// An alpnConn is a tlsConn for the protocol that is served from within its
+// begin.
+type alpnConn struct {
+	*conn
+	connBelow
+	secure secureConn
 }
 
-// serveTLS serves a connection that has agreed on "h2" with ALPN. The entry
-// that takes any net.Conn wants the preface read.
-func (l *http2Layer) serveTLS(_ *http.Server, tc *tls.Conn, h http.Handler) {
-	_ = tc.SetReadDeadline(time.Now().Add(http2PrefaceTimeout))
-	buf := make([]byte, len(clientPreface))
-	if _, err := io.ReadFull(tc, buf); err != nil {
-		return // net/http closes, and is as silent about it
-	}
-	if !bytes.Equal(buf, []byte(clientPreface)) {
-		l.logf("http2: server: error reading preface from client %v: bogus greeting %q", tc.RemoteAddr(), buf)
-		return
-	}
-	_ = tc.SetReadDeadline(time.Time{})
-	c := newHTTP2Conn(tc)
-	l.run(tc, c, tlsHTTP2Conn{c}, h)
-}
+func (c alpnConn) ConnectionState() tls.ConnectionState { return c.secure.ConnectionState() }
 
-// serveUnencrypted serves a connection without TLS. net/http has read the
-// preface and not a byte more.
-func (l *http2Layer) serveUnencrypted(_ *http.Server, carrier *tls.Conn, h http.Handler) {
-	u, ok := carrier.NetConn().(interface{ UnencryptedNetConn() net.Conn })
-	if !ok {
-		l.logf("graceful: net/http handed over a %T in place of a connection without TLS", carrier.NetConn())
-		return
-	}
-	nc := u.UnencryptedNetConn()
-	c := newHTTP2Conn(nc)
-	l.run(nc, c, c, h)
-}
+// CloseWrite closes the writing side.
+func (c alpnConn) CloseWrite() error { return closeWrite(c.raw) }
 
-// run serves c, which is followed for nc, until it is closed.
-func (l *http2Layer) run(nc net.Conn, c *http2Conn, followed net.Conn, h http.Handler) {
-	serve := l.add(c)
-	defer func() {
-		l.remove(c)
-		if l.cfg.onClose != nil {
-			l.cfg.onClose(nc)
-		}
-	}()
-	if l.cfg.onOpen != nil {
-		l.cfg.onOpen(nc, c)
-	}
-	serve(l.base, unencryptedCarrier(followed), http2Handler{h, l.user})
-}
+// unencrypted passes nc to a function of TLSNextProto that takes a *tls.Conn:
+// beneath one that is never used.
+func unencrypted(nc net.Conn) *tls.Conn { return tls.Client(carrier{nc}, nil) }
 
-// add takes c in and returns what serves it.
-func (l *http2Layer) add(c *http2Conn) nextProto {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	h := l.holder
-	if l.finished {
-		// net/http's Shutdown forgets those who come after it
-		// (golang/go#81153). They are few: each has a holder of its own, and
-		// between its two GOAWAYs the time that the others had.
-		if srv, err := configureHTTP2(l.user); err == nil {
-			h = newHTTP2Holder(l, srv)
-		}
-	}
-	l.conns[c] = h
-	h.conns[c] = false
-	c.onBegin = h.began
-	c.onAck = func() { h.acked(c) }
-	if l.announced {
-		h.await(c)
-		c.announce()
-	}
-	return h.serve
-}
+type carrier struct{ net.Conn }
 
-func (l *http2Layer) remove(c *http2Conn) {
-	c.stop()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.conns[c].remove(c)
-	delete(l.conns, c)
-}
-
-// announce sends the first GOAWAY on every connection, and on those to come as
-// soon as their SETTINGS are out. It does not block; a second call does nothing.
-func (l *http2Layer) announce() {
-	if l == nil {
-		return
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.announced {
-		return
-	}
-	l.announced = true
-	l.holder.newest = time.Now()
-	for c, h := range l.conns {
-		h.await(c)
-		c.announce()
-	}
-}
-
-// finish sends the final GOAWAY as soon as every client has acknowledged the
-// first, and none has had less than the grace or been silent for longer than
-// the patience. From then on a connection without
-// streams is closed when the client has been told. It does not block; it
-// implies announce.
-func (l *http2Layer) finish() {
-	if l == nil {
-		return
-	}
-	l.announce()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.finished = true
-	l.holder.schedule()
-}
-
-// counts returns how many connections there are, and how many streams are open
-// on them.
-func (l *http2Layer) counts() (conns, streams int) {
-	if l == nil {
-		return 0, 0
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for c := range l.conns {
-		streams += c.streamCount()
-	}
-	return len(l.conns), streams
-}
-
-func (l *http2Layer) logf(format string, args ...any) {
-	if l.base.ErrorLog != nil {
-		l.base.ErrorLog.Printf(format, args...)
-		return
-	}
-	log.Printf(format, args...)
-}
+// UnencryptedNetConn is the method by which net/http and golang.org/x/net/http2
+// know a carrier.
+func (c carrier) UnencryptedNetConn() net.Conn { return c.Conn }

@@ -6,7 +6,6 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
-	"time"
 )
 
 // LimitListener returns a listener that has at most n connections open at once
@@ -39,7 +38,7 @@ type limitListener struct {
 }
 
 func (l *limitListener) Accept() (net.Conn, error) {
-	if !l.limit.acquire(nil, l.closed, nil) {
+	if !l.limit.acquire(nil, l.closed) {
 		return nil, &net.OpError{Op: "accept", Net: l.Addr().Network(), Addr: l.Addr(), Err: net.ErrClosed}
 	}
 	nc, err := l.Listener.Accept()
@@ -47,7 +46,7 @@ func (l *limitListener) Accept() (net.Conn, error) {
 		l.limit.release()
 		return nil, err
 	}
-	return limitConn(nc, l.limit.releaser()), nil
+	return limitConn(nc, l.limit.release), nil
 }
 
 func (l *limitListener) Close() error {
@@ -122,20 +121,16 @@ type limiter struct {
 
 func newLimiter(n int) *limiter { return &limiter{make(chan struct{}, n)} }
 
-// acquire waits for a slot. It reports false if stop or closed is closed, or
-// the alarm goes off, first.
-func (l *limiter) acquire(stop, closed <-chan struct{}, alarm <-chan time.Time) bool {
-	select {
-	case <-closed: // before a slot that is free as well
+// acquire waits for a slot. It reports false if stop or closed is closed first.
+func (l *limiter) acquire(stop, closed <-chan struct{}) bool {
+	if isClosed(closed) { // before a slot that is free as well
 		return false
-	default:
 	}
 	select {
 	case l.slots <- struct{}{}:
 		return true
 	case <-stop:
 	case <-closed:
-	case <-alarm:
 	}
 	return false
 }
@@ -150,11 +145,3 @@ func (l *limiter) tryAcquire() bool {
 }
 
 func (l *limiter) release() { <-l.slots }
-
-// releaser returns release, or nil for no limit.
-func (l *limiter) releaser() func() {
-	if l == nil {
-		return nil
-	}
-	return l.release
-}

@@ -21,7 +21,7 @@ import (
 
 // queueTried is how long a queue that can't be looked into, as this one, is
 // tried once more.
-const queueTried = 12 * time.Millisecond
+const queueTried = 3 * time.Millisecond
 
 // A queueListener is a net.Listener in memory with an accept queue and a
 // deadline, as a socket has them. Its connections are net.Pipes.

@@ -39,7 +39,7 @@ func servePortable(t *testing.T, s *Server, l net.Listener) <-chan error {
 	tl.owned = false
 	tl.queued = func(net.Listener) (waits, known bool) { return false, false }
 	done := make(chan error, 1)
-	go func() { done <- s.run(tl, nil) }()
+	go func() { done <- s.run(tl) }()
 	return done
 }
 
@@ -85,7 +85,7 @@ func TestPortableQueue(t *testing.T) {
 			})
 		}
 		s.Stop(20 * time.Second)
-		for !s.life.shutting.Load() || s.Phase() < PhaseDraining {
+		for s.Phase() < PhaseDraining {
 			time.Sleep(time.Millisecond)
 		}
 		close(accepting.mayGo)

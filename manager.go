@@ -1,29 +1,31 @@
 package graceful
 
 import (
+	"container/heap"
 	"maps"
 	"slices"
 	"sync/atomic"
 	"time"
+
+	"github.com/seed-121bbccf/graceful/internal/sock"
 )
 
-// halfSpoken is how long a connection that has begun a request, and does not
-// end it, is waited for where nothing else bounds the wait. net/http gives a
-// connection that has said nothing as long.
-const halfSpoken = 5 * time.Second
-
 // A manager owns the set of open connections. One goroutine, run, keeps it in
-// local variables and hears of it over channels; while the server is serving,
-// of connections that come and go only.
+// local variables and hears of it over channels: while the server is serving, of
+// connections that come and go only; from the drain on, of those that begin or
+// end being idle as well.
 //
-// It never blocks on a connection, a callback, a lock or a log.
+// It never blocks: not on a connection, a callback, a lock or a log, and it calls
+// no method of a type that is not this package's or package net's.
 type manager struct {
 	// Immutable after newManager.
 	began time.Time
 	rules drainRules
 
 	// From connections to run. An event says "look at this connection": a
-	// stale or doubled one does no harm.
+	// stale or doubled one does no harm. add and remove are buffered, so that
+	// serving does not wait for run; a connection whose remove overtakes its add
+	// is found closed.
 	add    chan *conn
 	active chan *conn // from the drain on: it is in use
 	idle   chan *conn // from the drain on: it is not
@@ -36,29 +38,30 @@ type manager struct {
 	list   chan chan<- []*conn // list the connections
 	kill   chan chan<- []*conn // list them, and return
 
+	// From run to a listener that waits for a slot in the limit: there is no
+	// connection left that could give one back. No values are sent before the
+	// drain.
+	vacant chan struct{}
+
 	// done is closed when run returns: the last connection is gone, or what
 	// was left has been handed to kill.
 	done chan struct{}
 
 	last census // the final one. Written by run before done is closed.
 
-	// sweeping is set while a protocol's server is told to close what it
-	// takes for idle: see conn.Close.
-	sweeping atomic.Bool
+	// shutting is true from the first moment of the shutdown on.
+	shutting atomic.Bool
 
 	// timed says that the drain has a timeout, which is all that bounds the
 	// wait for a request that is not complete. Set before begin.
 	timed atomic.Bool
 
-	// settled is set by run before it calls rules.settled, while no
-	// connection is known to be idle: who finds it unset after run has heard
-	// that he is idle, can be sure that rules.settled waits for him.
-	settled atomic.Bool
-
 	// draining is set by run before it reads any state, and read by
 	// connections after they have stored theirs: either run sees the new
 	// state, or the connection sees draining and sends an event.
 	draining atomic.Bool
+
+	goAways atomic.Int64 // how many HTTP/2 connections were sent their first GOAWAY
 }
 
 // drainRules is what a drain does with a connection.
@@ -79,16 +82,24 @@ type drainRules struct {
 	// waitHijacked makes the drain wait for hijacked connections.
 	waitHijacked bool
 
-	// settled is called, on a goroutine of its own, once all connections
-	// left are in use and none of them could be used again unless the
-	// protocol above lets it: HTTP's last word can be said. May be nil.
-	settled func()
+	// untold is called with 1 for each HTTP/2 connection, and with -1 when it will
+	// not get another stream. It must not block. May be nil.
+	untold func(by int)
 }
+
+// halfRequest is how long a connection that has begun a request, or its TLS
+// handshake, and does not go on is waited for where nothing else bounds the wait.
+// net/http gives a connection that has said nothing as long.
+const halfRequest = 5 * time.Second
+
+// lastLook is how long the same connection has once more, when bytes had come at
+// the end of that time which nobody had read.
+const lastLook = time.Second
 
 // A census counts connections.
 type census struct {
-	open    [connStates]int // by state
-	streams int             // of open, those with flagStreams
+	open  [connStates]int // by state
+	http2 int             // of open, those that speak HTTP/2
 
 	// Since the drain began; zero before.
 	late     int // were added after it began
@@ -99,29 +110,34 @@ type census struct {
 }
 
 func newManager(rules drainRules) *manager {
+	const buffered = 256
 	return &manager{
 		began:  time.Now(),
 		rules:  rules,
-		add:    make(chan *conn),
+		add:    make(chan *conn, buffered),
 		active: make(chan *conn),
 		idle:   make(chan *conn),
-		remove: make(chan *conn),
+		remove: make(chan *conn, buffered),
 		begin:  make(chan struct{}),
 		sealed: make(chan struct{}),
 		census: make(chan chan<- census),
 		list:   make(chan chan<- []*conn),
 		kill:   make(chan chan<- []*conn),
+		vacant: make(chan struct{}),
 		done:   make(chan struct{}),
 	}
 }
 
 // stamp returns the word for a connection that enters the state s now.
-func (m *manager) stamp(s connState) uint64 {
-	return uint64(time.Since(m.began))<<connStateBits | uint64(s)
+func (m *manager) stamp(s connState) connWord {
+	return connWord(time.Since(m.began))<<connStateBits | connWord(s)
 }
 
 // added tells run of a new connection. It reports false if run has returned.
 func (m *manager) added(c *conn) bool {
+	if isClosed(m.done) {
+		return false // the buffer may have room all the same
+	}
 	select {
 	case m.add <- c:
 		return true
@@ -195,15 +211,30 @@ func (m *manager) run() {
 		d      *drain // nil before the drain
 		begin  = m.begin
 		sealed = m.sealed
+		vacant chan<- struct{} // m.vacant while draining without a connection
 		alarm  = time.NewTimer(0)
 	)
 	alarm.Stop()
 	defer close(m.done)
 	defer alarm.Stop()
 
-	// over reports whether nothing is left to wait for.
-	over := func() bool {
-		return d != nil && sealed == nil && len(conns) == 0
+	look := func(c *conn) {
+		if _, ok := conns[c]; !ok || d == nil {
+			return
+		}
+		if d.look(c); d.leave(c) {
+			delete(conns, c)
+		}
+	}
+	take := func(c *conn) {
+		if c.load().state() == connClosed {
+			return // its remove has been heard of, or follows
+		}
+		conns[c] = struct{}{}
+		if d != nil {
+			count.late++
+			look(c)
+		}
 	}
 	forget := func(c *conn) {
 		if _, ok := conns[c]; !ok {
@@ -214,51 +245,64 @@ func (m *manager) run() {
 			d.forget(c)
 		}
 	}
-	look := func(c *conn) {
-		if _, ok := conns[c]; !ok || d == nil {
-			return
-		}
-		if d.look(c); d.leave(c) {
-			delete(conns, c)
+	// catchUp takes in what was said before an order that depends on it.
+	catchUp := func() {
+		for {
+			select {
+			case c := <-m.add:
+				take(c)
+			case c := <-m.remove:
+				forget(c)
+			default:
+				return
+			}
 		}
 	}
 
-	for !over() {
+	for d == nil || sealed != nil || len(conns) > 0 {
+		vacant = nil
 		if d != nil {
-			if sealed == nil {
-				d.settle(conns)
-			}
+			d.expireForeign()
 			d.setAlarm(alarm)
+			if len(conns) == 0 {
+				vacant = m.vacant
+			}
 		}
 		select {
 		case c := <-m.add:
-			conns[c] = struct{}{}
-			if d != nil {
-				count.late++
-				look(c)
-			}
+			take(c)
 		case c := <-m.active:
 			look(c)
 		case c := <-m.idle:
 			look(c)
 		case c := <-m.remove:
 			forget(c)
+		case vacant <- struct{}{}:
 
 		case <-begin:
 			begin = nil
+			catchUp()
 			m.draining.Store(true) // before any state is read: see draining
 			d = newDrain(m, &count)
-			d.lookAll(conns)
+			for c := range conns {
+				look(c)
+			}
 		case <-sealed:
 			sealed = nil
+			catchUp()
 		case <-alarm.C:
+			d.alarmAt = never
 			d.due()
+			d.cutOverdue(conns)
 
 		case reply := <-m.census:
+			catchUp()
 			reply <- countConns(conns, count)
 		case reply := <-m.list:
+			catchUp()
 			reply <- slices.Collect(maps.Keys(conns))
 		case reply := <-m.kill:
+			catchUp()
 			left := slices.Collect(maps.Keys(conns))
 			m.last = countConns(conns, count) // before its reader is let go
 			reply <- left
@@ -272,9 +316,271 @@ func (m *manager) run() {
 func countConns(conns map[*conn]struct{}, count census) census {
 	for c := range conns {
 		count.open[c.load().state()]++
-		if c.has(flagStreams) {
-			count.streams++
+		if c.multiplexes() {
+			count.http2++
 		}
 	}
 	return count
+}
+
+// A drain is run's view of the connections once the drain has begun.
+type drain struct {
+	m     *manager
+	count *census
+	begin time.Duration // since m.began
+
+	halfWait time.Duration // the wait for receiving ones; 0 is without end
+	hurry    bool          // patience is over
+
+	waiting waitHeap
+
+	// overdue is when those that were told to end, and have not, are cut; 0 while
+	// none was told.
+	overdue time.Duration
+	alarmAt time.Duration // what the timer is set to; never if it is not
+
+	// foreign are connections of callers' types that are about to be told to end.
+	foreign []*conn
+}
+
+const never = time.Duration(1<<63 - 1)
+
+// A waitEntry is what a drain keeps about a connection.
+type waitEntry struct {
+	due   time.Duration // when it is looked at again, since manager.began
+	at    int32         // its index in the waitHeap, plus 1; 0 while it is not there
+	seen  connState     // the state in which it was looked at last
+	again bool          // it is given up for the second time
+}
+
+func newDrain(m *manager, count *census) *drain {
+	d := &drain{m: m, count: count, begin: time.Since(m.began), alarmAt: never}
+	if !m.timed.Load() {
+		d.halfWait = m.rules.half
+	}
+	return d
+}
+
+// look takes a connection's state in: it decides until when the connection is
+// waited for, and tells it to end if that is now.
+func (d *drain) look(c *conn) {
+	w := c.load()
+	switch c.wait.seen = w.state(); c.wait.seen {
+	case connActive, connIdle:
+		c.wait.again = false
+	}
+	if h2 := c.h2.Load(); h2 != nil && c.wait.seen != connHijacked {
+		h2.leave() // it ends by itself, and on time
+		d.waiting.remove(c)
+		return
+	}
+	due, bounded := d.until(c, w)
+	switch {
+	case !bounded:
+		d.waiting.remove(c)
+	case due > time.Since(d.m.began):
+		d.waiting.set(c, due)
+	default:
+		d.waiting.remove(c)
+		d.end(c, w)
+	}
+}
+
+// until returns until when a connection in the state w is waited for, and false if
+// that is not bounded.
+func (d *drain) until(c *conn, w connWord) (due time.Duration, bounded bool) {
+	if c.has(flagHandshake) && (w.state() == connNew || w.state() == connReceiving) {
+		return w.since() + halfRequest, true
+	}
+	switch w.state() {
+	case connNew, connIdle:
+		switch {
+		case w.state() == connIdle && d.hurry:
+			return 0, true
+		case c.has(flagForeign):
+			return max(w.since(), d.begin) + d.m.rules.grace, true
+		}
+		return w.since() + d.m.rules.grace, true
+	case connReceiving:
+		if d.halfWait > 0 {
+			if c.wait.again {
+				return w.since() + lastLook, true
+			}
+			return max(w.since(), d.begin) + d.halfWait, true
+		}
+	}
+	return 0, false
+}
+
+// end tells c, whose time has come in the state w, to end.
+func (d *drain) end(c *conn, w connWord) {
+	half := w.state() == connReceiving
+	switch {
+	case half && c.wait.again:
+		c.cutSoon()
+		return
+	case c.has(flagHandshake) && !c.wait.again && c.ours() && sock.Pending(c.raw):
+		// The handshake's end, and perhaps a request, wait to be read.
+		c.wait.again = true
+		d.waiting.set(c, time.Since(d.m.began)+lastLook)
+		return
+	case half:
+		c.wait.again = true
+		c.set(flagGaveUp)
+	}
+	if !c.end(w) {
+		return // it has changed, and says so
+	}
+	c.wait.seen = connEnding
+	if c.ours() {
+		c.expire()
+	} else {
+		d.foreign = append(d.foreign, c)
+	}
+	if d.overdue == 0 {
+		d.overdue = time.Since(d.m.began) + halfRequest
+	}
+}
+
+// expireForeign sets the read deadlines of callers' connections, which may block:
+// a few together, since a goroutine for each would cost more than the rest of the
+// drain.
+func (d *drain) expireForeign() {
+	const together = 32
+	for batch := range slices.Chunk(d.foreign, together) {
+		go func() {
+			for _, c := range batch {
+				c.expire()
+			}
+		}()
+	}
+	d.foreign = nil
+}
+
+// cutOverdue cuts the connections that were told to end long ago. Their Reads
+// return at once, unless a lock of a caller's connection is in the way, or the
+// goroutine that should read is somewhere else.
+func (d *drain) cutOverdue(conns map[*conn]struct{}) {
+	now := time.Since(d.m.began)
+	if d.overdue == 0 || now < d.overdue {
+		return
+	}
+	d.overdue = 0
+	for c := range conns {
+		w := c.load()
+		if w.state() != connEnding {
+			continue
+		}
+		if at := w.since() + halfRequest; at > now {
+			if d.overdue == 0 || at < d.overdue {
+				d.overdue = at
+			}
+		} else {
+			c.cutSoon()
+		}
+	}
+}
+
+// leave reports whether c is not waited for.
+func (d *drain) leave(c *conn) bool {
+	if c.wait.seen != connHijacked || d.m.rules.waitHijacked {
+		return false
+	}
+	d.waiting.remove(c)
+	d.count.left++
+	return true
+}
+
+func (d *drain) forget(c *conn) {
+	d.waiting.remove(c)
+	switch {
+	case c.wait.again, c.wait.seen == connReceiving: // or its peer gave up
+		d.count.gaveUp++
+	case c.wait.seen == connEnding:
+		d.count.ended++
+	default:
+		d.count.finished++
+	}
+}
+
+// due tells those to end whose time has come.
+func (d *drain) due() {
+	now := time.Since(d.m.began)
+	if p := d.m.rules.patience; p > 0 && !d.hurry && now >= d.begin+p {
+		d.hurry = true
+		for _, c := range slices.Clone(d.waiting) {
+			if c.wait.seen == connIdle {
+				d.look(c)
+			}
+		}
+	}
+	for len(d.waiting) > 0 && d.waiting[0].wait.due <= now {
+		d.look(d.waiting[0]) // removes it, or puts it further back
+	}
+}
+
+// setAlarm sets the timer to the earliest time at which something is due.
+func (d *drain) setAlarm(alarm *time.Timer) {
+	next := never
+	if len(d.waiting) > 0 {
+		next = d.waiting[0].wait.due
+	}
+	if p := d.m.rules.patience; p > 0 && !d.hurry {
+		next = min(next, d.begin+p)
+	}
+	if d.overdue > 0 {
+		next = min(next, d.overdue)
+	}
+	if next == d.alarmAt {
+		return
+	}
+	if d.alarmAt = next; next == never {
+		alarm.Stop()
+		return
+	}
+	alarm.Reset(max(0, next-time.Since(d.m.began)))
+}
+
+// A waitHeap holds connections that wait for a time, the earliest first.
+type waitHeap []*conn
+
+// set makes c wait until due.
+func (h *waitHeap) set(c *conn, due time.Duration) {
+	c.wait.due = due
+	if c.wait.at > 0 {
+		heap.Fix(h, int(c.wait.at)-1)
+	} else {
+		heap.Push(h, c)
+	}
+}
+
+func (h *waitHeap) remove(c *conn) {
+	if c.wait.at > 0 {
+		heap.Remove(h, int(c.wait.at)-1)
+	}
+}
+
+func (h waitHeap) Len() int           { return len(h) }
+func (h waitHeap) Less(i, j int) bool { return h[i].wait.due < h[j].wait.due }
+
+func (h waitHeap) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].wait.at, h[j].wait.at = int32(i)+1, int32(j)+1
+}
+
+// Push is heap.Interface's.
+func (h *waitHeap) Push(x any) {
+	c := x.(*conn)
+	*h = append(*h, c)
+	c.wait.at = int32(len(*h))
+}
+
+// Pop is heap.Interface's.
+func (h *waitHeap) Pop() any {
+	old := *h
+	c := old[len(old)-1]
+	old[len(old)-1] = nil
+	*h = old[:len(old)-1]
+	c.wait.at = 0
+	return c
 }

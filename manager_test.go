@@ -3,13 +3,17 @@ package graceful
 import (
 	"errors"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/seed-121bbccf/graceful/internal/sock"
 )
 
 // A connection that fell idle after Patience used to wait behind one that had
@@ -20,7 +24,7 @@ func TestHurryPassesWhoWaitsLonger(t *testing.T) {
 		go m.run()
 		accept := func() (*fakeConn, net.Conn, *conn) {
 			f := newFakeConn(func() {})
-			nc, c := track(m, f, nil, new(turns), 0)
+			nc, c := track(m, f, nil, new(turns))
 			m.added(c)
 			return f, nc, c
 		}
@@ -56,7 +60,7 @@ func TestManagerThatHasGone(t *testing.T) {
 		m := newManager(drainRules{})
 		go m.run()
 		f := newFakeConn(func() {})
-		_, c := track(m, f, nil, nil, 0)
+		_, c := track(m, f, nil, nil)
 		m.added(c)
 		m.signal(m.begin)
 		if left := m.abandon(); len(left) != 1 || left[0] != c {
@@ -98,7 +102,7 @@ func socketPair(t *testing.T, m *manager) (nc net.Conn, c *conn, peer net.Conn) 
 		raw.Close()
 		peer.Close()
 	})
-	nc, c = track(m, raw, nil, nil, 0)
+	nc, c = track(m, raw, nil, nil)
 	m.added(c)
 	c.setState(connActive)
 	c.setState(connIdle)
@@ -114,9 +118,9 @@ func startManager(t *testing.T) *manager {
 
 // awaitPending waits until bytes have come to c, which nobody reads.
 func awaitPending(t *testing.T, c *conn) {
-	for began := time.Now(); pending(c.raw) == 0; time.Sleep(time.Millisecond) {
+	for began := time.Now(); !sock.Pending(c.raw); time.Sleep(time.Millisecond) {
 		if time.Since(began) > 10*time.Second {
-			t.Fatal("nothing has come, or pending can't tell")
+			t.Fatal("nothing has come, or Pending can't tell")
 		}
 	}
 }
@@ -127,15 +131,14 @@ func TestEndSparesWhoHasSpoken(t *testing.T) {
 	nc, c, peer := socketPair(t, startManager(t))
 	io.WriteString(peer, "hello")
 	awaitPending(t, c)
-	if c.end(c.load()) {
-		t.Error("a connection with bytes to read was told to end")
-	}
-	if s := c.load().state(); s != connIdle {
-		t.Errorf("it is %v; want idle, as before", s)
-	}
+	c.end(c.load())
+	c.expire()
 	buf := make([]byte, 16)
 	if n, err := nc.Read(buf); string(buf[:n]) != "hello" || err != nil {
 		t.Errorf("%q, %v", buf[:n], err)
+	}
+	if s := c.load().state(); s != connReceiving {
+		t.Errorf("it is %v; want receiving", s)
 	}
 }
 
@@ -146,6 +149,7 @@ func TestEndedReadLooksOnceMore(t *testing.T) {
 	if !c.end(c.load()) {
 		t.Fatal("an idle connection was not told to end")
 	}
+	c.expire()
 	io.WriteString(peer, "hello")
 	awaitPending(t, c)
 	buf := make([]byte, 16)
@@ -169,6 +173,7 @@ func TestEndCannotBePutOff(t *testing.T) {
 	if !c.end(c.load()) {
 		t.Fatal("an idle connection was not told to end")
 	}
+	c.expire()
 	for _, d := range []time.Time{{}, time.Now().Add(time.Hour)} {
 		nc.SetReadDeadline(d)
 		if _, err := nc.Read(make([]byte, 1)); err != io.EOF {
@@ -206,7 +211,7 @@ func TestListenerSlots(t *testing.T) {
 	m := startManager(t)
 	limit := newLimiter(1)
 	failing := &failingListener{err: errors.New("no more descriptors")}
-	l := newListener(m, failing, limit)
+	l := newListener(new(lifecycle), m, failing, limit)
 	for range 3 {
 		if _, err := l.Accept(); !errors.Is(err, failing.err) {
 			t.Fatalf("Accept: %v; want the listener's own error", err)
@@ -236,75 +241,32 @@ func (l *failingListener) Accept() (net.Conn, error) { return nil, l.err }
 func (l *failingListener) Close() error              { return nil }
 func (l *failingListener) Addr() net.Addr            { return &net.TCPAddr{} }
 
-func TestWaitList(t *testing.T) {
-	var l waitList
-	for _, due := range []time.Duration{5, 1, 3} {
-		l.push(waiting{due: due})
-	}
-	l.sort()
-	for _, due := range []time.Duration{7, 2, 0, 9, 4} {
-		l.push(waiting{due: due})
-		if due == 2 {
-			l.popUntil(1) // the first: there is room in front
+// A waitHeap gives its connections in the order of their times, whatever was
+// changed and removed in between, and holds each of them once.
+func TestWaitHeap(t *testing.T) {
+	var h waitHeap
+	var want []time.Duration
+	for i := range 200 {
+		c := new(conn)
+		h.set(c, time.Duration(rand.IntN(1000)))
+		switch {
+		case i%3 == 0:
+			h.set(c, time.Duration(rand.IntN(1000)))
+			want = append(want, c.wait.due)
+		case i%5 == 0:
+			h.remove(c)
+			h.remove(c)
+		default:
+			want = append(want, c.wait.due)
 		}
 	}
 	var got []time.Duration
-	for {
-		next, ok := l.next()
-		if !ok {
-			break
-		}
-		if _, early := l.popUntil(next - 1); early {
-			t.Error("one was due before its time")
-		}
-		e, _ := l.popUntil(next)
-		got = append(got, e.due)
+	for len(h) > 0 {
+		got = append(got, h[0].wait.due)
+		h.remove(h[0])
 	}
-	want := []time.Duration{0, 2, 3, 4, 5, 7, 9}
+	slices.Sort(want)
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
-}
-
-// A connection whose bytes are not seen (a *tls.Conn of the caller's), and for
-// which some waited at the end of its quiet window, used to be forgotten when
-// they made no request: the drain waited for it without end.
-func TestUnseenBytes(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	peer, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer peer.Close()
-	nc, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := newManager(drainRules{grace: time.Millisecond})
-	go m.run()
-	_, c := track(m, nc, nil, nil, flagBeside)
-	c.setState(connIdle)
-	peer.Write([]byte("x"))
-	for pending(nc) == 0 {
-		time.Sleep(time.Millisecond)
-	}
-	m.added(c)
-	m.signal(m.begin)
-	m.signal(m.sealed)
-	time.Sleep(5 * time.Millisecond) // the window ends, more than once
-	began := time.Now()
-	nc.SetReadDeadline(began.Add(5 * time.Second)) // now, lest it take the place of the end's
-	if n, err := nc.Read(make([]byte, 10)); n != 1 {
-		t.Fatalf("read %d bytes, %v", n, err)
-	}
-	if _, err := nc.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(began) > 4*time.Second {
-		t.Errorf("told to end after %v, with %v", time.Since(began), err)
-	}
-	nc.Close()
-	c.gone()
-	<-m.done
 }

@@ -22,8 +22,7 @@ var (
 // protocol that reports its states (as HTTP does) and for one whose states come
 // from Read and Write, and looks after each event whether the manager and the
 // reference of reference_test.go say the same: who is open and in which state,
-// who was ended and when to the nanosecond, when the last word of HTTP was said
-// and when the drain was over. A failure names the seed that replays it:
+// who was ended and when to the nanosecond, and when the drain was over. A failure names the seed that replays it:
 //
 //	go test -run 'TestModel' -model.seed 1234
 func TestModel(t *testing.T) {
@@ -78,9 +77,8 @@ type play struct {
 	conns []*actor
 	steps []string
 
-	mu        sync.Mutex // guards what follows
-	settledAt []time.Duration
-	doneAt    time.Duration // -1 until then
+	mu     sync.Mutex    // guards what follows
+	doneAt time.Duration // -1 until then
 }
 
 func newPlay(t *testing.T, protocol string, rng *rand.Rand) *play {
@@ -88,17 +86,11 @@ func newPlay(t *testing.T, protocol string, rng *rand.Rand) *play {
 	pick := func(ds ...time.Duration) time.Duration { return ds[rng.IntN(len(ds))] }
 	rules := drainRules{
 		grace:        pick(0, 100*time.Millisecond, 500*time.Millisecond, 2*time.Second),
-		half:         pick(0, time.Second, halfSpoken),
+		half:         pick(0, time.Second, halfRequest),
 		waitHijacked: rng.IntN(2) == 0,
 	}
 	if p.turns {
 		rules.patience = pick(0, 300*time.Millisecond, 3*time.Second)
-	} else if rng.IntN(4) > 0 {
-		rules.settled = func() {
-			p.mu.Lock()
-			defer p.mu.Unlock()
-			p.settledAt = append(p.settledAt, p.now())
-		}
 	}
 	p.m = newManager(rules)
 	p.ref = newReference(rules)
@@ -254,7 +246,9 @@ func (p *play) kill() {
 	if d := cmp.Diff(want, got); d != "" {
 		p.t.Errorf("those left for the kill (-want +got):\n%s", d)
 	}
-	cutAll(left)
+	for _, c := range left {
+		c.cutSoon()
+	}
 	p.ref.kill()
 }
 
@@ -274,10 +268,9 @@ func (p *play) statesEvent(a *actor) {
 			p.ref.close(r)
 		case r.state == connReceiving && n < 6, r.state == connIdle && r.streams && n < 4:
 			streams := r.streams || p.rng.IntN(6) == 0
-			farewell := p.ref.draining && p.rng.IntN(4) > 0 && !streams
-			p.say("%v: active, streams %v, farewell %v", a, streams, farewell)
-			a.activate(streams, farewell)
-			p.ref.activate(r, streams, farewell)
+			p.say("%v: active, streams %v", a, streams)
+			a.activate(streams)
+			p.ref.activate(r, streams)
 		default:
 			p.say("%v: bytes", a)
 			a.fake.peerSends(1 + p.rng.IntN(3))
@@ -305,7 +298,6 @@ func (p *play) statesEvent(a *actor) {
 		case n < 7:
 			p.say("%v: written", a)
 			a.nc.Write([]byte("answer"))
-			r.wrote = true
 		default:
 			p.say("%v: idle", a)
 			a.idle(r.streams)
@@ -373,18 +365,10 @@ func (p *play) compare() {
 	p.t.Helper()
 	synctest.Wait()
 	p.mu.Lock()
-	doneAt, settledAt := p.doneAt, slices.Clone(p.settledAt)
+	doneAt := p.doneAt
 	p.mu.Unlock()
 	if doneAt != p.ref.doneAt {
 		p.t.Errorf("over at %v, by the reference %v", doneAt, p.ref.doneAt)
-	}
-	if p.ref.settledAt == nil && len(settledAt) == 1 && settledAt[0] == p.ref.doneAt {
-		// The manager may have seen the last one closed before it heard that
-		// it was gone.
-		settledAt = nil
-	}
-	if d := cmp.Diff(p.ref.settledAt, settledAt); d != "" {
-		p.t.Errorf("settled at (-reference +manager):\n%s", d)
 	}
 	got, alive := p.m.count()
 	if !alive {
@@ -395,13 +379,16 @@ func (p *play) compare() {
 	}
 	for _, a := range p.conns {
 		a.mu.Lock()
-		closedAt, released := a.closedAt, a.released
+		closedAt := a.closedAt
 		a.mu.Unlock()
 		if want := a.ref.overAt; closedAt != want && a.ref.over != "left" {
 			p.t.Errorf("%v was closed at %v, by the reference (%s) %v", a, closedAt, a.ref.over, want)
 		}
-		if want := !a.ref.slot; released > 1 || want != (released == 1) {
-			p.t.Errorf("%v gave its slot back %d times; by the reference %v", a, released, want)
+		if want, got := !a.ref.slot, a.c.has(flagReleased); want != got {
+			p.t.Errorf("%v gave its slot back: %v; by the reference %v", a, got, want)
 		}
+	}
+	if got, want := len(p.limit.slots), p.ref.slots(); got != want {
+		p.t.Errorf("%d slots are taken; by the reference %d", got, want)
 	}
 }

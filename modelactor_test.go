@@ -24,7 +24,6 @@ type actor struct {
 	mu       sync.Mutex // guards what follows
 	aborting bool
 	closedAt time.Duration // -1 until then
-	released int
 }
 
 func newActor(p *play, id int) *actor {
@@ -38,12 +37,7 @@ func newActor(p *play, id int) *actor {
 	if p.turns {
 		tr = new(turns)
 	}
-	a.nc, a.c = track(p.m, a.fake, func() {
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		a.released++
-		p.limit.release()
-	}, tr, flagInHandler) // a request is there as soon as it is whole
+	a.nc, a.c = track(p.m, a.fake, p.limit, tr)
 	return a
 }
 
@@ -88,17 +82,14 @@ func (a *actor) stopReader() {
 	a.mu.Unlock()
 }
 
-func (a *actor) activate(streams, farewell bool) {
+func (a *actor) activate(streams bool) {
 	if !streams {
 		a.stopReader()
 	} else {
-		a.c.flags.Or(flagStreams)
+		a.c.set(flagForeign)
 	}
+	a.c.h1.request(a.c)
 	a.c.setState(connActive)
-	if farewell {
-		synctest.Wait() // the manager has looked at it
-		a.c.sayFarewell()
-	}
 	if !streams {
 		a.read(1, false)
 	}

@@ -186,7 +186,7 @@ func TestServerSignals(t *testing.T) {
 		}
 		c.Says("stopped")
 		log := c.Exit(0, 0)
-		if !strings.Contains(log, "killed: second signal: interrupt") || !strings.Contains(log, "GET /1h") {
+		if !strings.Contains(log, "killed: second signal: interrupt") || !strings.Contains(log, "GET \"/1h\"") {
 			t.Errorf("log:\n%s", log)
 		}
 	})

@@ -9,15 +9,14 @@ import (
 // known: it looks at every connection whenever anything happens, and knows no
 // events, no queues and no words. Times are since the beginning.
 type reference struct {
-	rules     drainRules
-	now       time.Duration
-	draining  bool
-	began     time.Duration // the drain
-	sealed    bool
-	conns     []*refConn
-	count     census
-	settledAt []time.Duration
-	doneAt    time.Duration // -1 until then
+	rules    drainRules
+	now      time.Duration
+	draining bool
+	began    time.Duration // the drain
+	sealed   bool
+	conns    []*refConn
+	count    census
+	doneAt   time.Duration // -1 until then
 }
 
 type refConn struct {
@@ -25,8 +24,6 @@ type refConn struct {
 	since time.Duration
 
 	streams  bool
-	farewell bool // the peer knows that this answer is the last
-	wrote    bool // the answer has begun
 	ahead    bool // bytes have come that are not this request's
 	peerGone bool // and nobody has noticed yet
 
@@ -73,19 +70,6 @@ func (f *reference) due(c *refConn) (at time.Duration, what string) {
 	return -1, ""
 }
 
-// safe reports whether nobody can lose a request on c by HTTP's last word.
-func (f *reference) safe(c *refConn) bool {
-	switch c.state {
-	case connHijacked:
-		return true
-	case connIdle:
-		return c.streams
-	case connActive:
-		return c.streams || c.farewell || !c.wrote
-	}
-	return false
-}
-
 // advance lets time pass until to, and all happen that is due by then.
 func (f *reference) advance(to time.Duration) {
 	for f.draining && f.doneAt < 0 {
@@ -125,22 +109,8 @@ func (f *reference) settle() {
 			c.over = "left"
 		}
 	}
-	left, lost := 0, 0
-	for _, c := range f.conns {
-		if c.open() {
-			left++
-			if !f.safe(c) {
-				lost++
-			}
-		}
-	}
-	if !f.sealed {
-		return
-	}
-	if lost == 0 && left > 0 && f.rules.settled != nil && f.settledAt == nil {
-		f.settledAt = []time.Duration{f.now}
-	}
-	if left == 0 {
+	open := func(c *refConn) bool { return c.open() }
+	if f.sealed && !slices.ContainsFunc(f.conns, open) {
 		f.doneAt = f.now
 	}
 }
@@ -180,7 +150,7 @@ func (f *reference) kill() {
 		if c.open() {
 			f.count.open[c.state]++
 			if c.streams {
-				f.count.streams++
+				f.count.http2++
 			}
 			f.over(c, "killed")
 		}
@@ -216,8 +186,8 @@ func (f *reference) bytes(c *refConn) {
 	}
 }
 
-func (f *reference) activate(c *refConn, streams, farewell bool) {
-	c.streams, c.farewell, c.wrote, c.ahead = streams, farewell, false, false
+func (f *reference) activate(c *refConn, streams bool) {
+	c.streams, c.ahead = streams, false
 	f.enter(c, connActive)
 }
 
@@ -262,7 +232,7 @@ func (f *reference) census() census {
 	for _, c := range slices.DeleteFunc(slices.Clone(f.conns), func(c *refConn) bool { return !c.open() }) {
 		n.open[c.state]++
 		if c.streams {
-			n.streams++
+			n.http2++
 		}
 	}
 	return n

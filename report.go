@@ -73,7 +73,7 @@ func (s Stats) String() string {
 // statsOf makes a census presentable.
 func statsOf(c census, phase Phase, streams int) Stats {
 	s := statesOf(c.open)
-	s.Phase, s.HTTP2, s.Streams = phase, c.streams, streams
+	s.Phase, s.HTTP2, s.Streams = phase, c.http2, streams
 	return s
 }
 

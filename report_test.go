@@ -52,33 +52,31 @@ func TestReport(t *testing.T) {
 		}
 		s.stop()
 		time.Sleep(time.Second)
-		ignore := cmpopts.IgnoreFields(graceful.Report{}, "HTTP2") // depends on Go's version
 		want := graceful.Report{Phase: graceful.PhaseDelaying, Reason: "Stop", Began: began, Delay: time.Second}
-		if diff := cmp.Diff(want, s.Report(), ignore); diff != "" {
+		if diff := cmp.Diff(want, s.Report()); diff != "" {
 			t.Errorf("while delaying (-want +got):\n%s", diff)
 		}
 		time.Sleep(4200 * ms)
 		want.Phase, want.Delay, want.Drain = graceful.PhaseDraining, 2*time.Second, 3200*ms
 		want.Start = stats
 		want.Start.Phase = graceful.PhaseDraining
-		want.Left, want.Idle = 1, 2 // as of the last tick
-		if diff := cmp.Diff(want, s.Report(), ignore); diff != "" {
+		want.Left, want.Idle, want.Finished = 1, 2, 1 // as of the last tick
+		if diff := cmp.Diff(want, s.Report()); diff != "" {
 			t.Errorf("while draining (-want +got):\n%s", diff)
 		}
-		stats = graceful.Stats{Phase: graceful.PhaseDraining, Receiving: 1, Active: 1, Idle: 1}
+		stats = graceful.Stats{Phase: graceful.PhaseDraining, Receiving: 1, Active: 1}
 		if diff := cmp.Diff(stats, s.Stats()); diff != "" {
 			t.Errorf("while draining (-want +got):\n%s", diff)
 		}
 		s.end()
 		want.Phase, want.Drain = graceful.PhaseStopped, 4500*ms
 		want.KillReason = "timeout, 4.5s after draining began"
-		want.Idle = 3 // and the one of /4900ms, which was not told to close: somebody was half-spoken
 		want.Killed = []graceful.KilledConn{
-			{RemoteAddr: "client", State: "active", Age: 6500 * ms, Requests: []string{"GET /1h"}},
+			{RemoteAddr: "client", State: "active", Age: 6500 * ms, Requests: []string{"GET \"/1h\""}},
 			{RemoteAddr: "client", State: "receiving", Age: 6500 * ms},
 		}
 		byState := cmpopts.SortSlices(func(a, b graceful.KilledConn) bool { return a.State < b.State })
-		if diff := cmp.Diff(want, s.Report(), ignore, byState, cmpopts.EquateEmpty()); diff != "" {
+		if diff := cmp.Diff(want, s.Report(), byState, cmpopts.EquateEmpty()); diff != "" {
 			t.Errorf("at the end (-want +got):\n%s", diff)
 		}
 		if got := s.Report().Total(); got != 6500*ms {
@@ -91,8 +89,8 @@ func TestReport(t *testing.T) {
 		for _, line := range []string{
 			"stopped after 6.5s (Stop; killed: timeout, 4.5s after draining began): delay 2s, drain 4.5s, kill 0s\n",
 			"  at the start: 2 in flight, 1 idle, 1 new, 1 receiving, 1 hijacked\n",
-			"  then: 0 accepted late, 0 finished, 3 idle closed, 0 given up, 1 hijacked left, 2 killed\n",
-			"  killed client active for 6.5s: GET /1h",
+			"  then: 0 accepted late, 1 finished, 2 idle closed, 0 given up, 1 hijacked left, 2 killed\n",
+			"  killed client active for 6.5s: GET \"/1h\"",
 			"  killed client receiving for 6.5s",
 		} {
 			if !strings.Contains(text, line) {
@@ -100,14 +98,15 @@ func TestReport(t *testing.T) {
 			}
 		}
 		lines := []string{
+			"0s " + virtWeakness,
 			"0s shutdown initiated: Stop",
 			"0s still serving for 2s, so that load balancers notice",
 			"2s listener server closed",
 			"3s draining: 2 in flight, 0 idle, 0 new, 1 receiving, 0 hijacked; 3.5s left",
 			"4s draining: 2 in flight, 0 idle, 0 new, 1 receiving, 0 hijacked; 2.5s left",
-			"5s draining: 1 in flight, 1 idle, 0 new, 1 receiving, 0 hijacked; 1.5s left",
+			"5s draining: 1 in flight, 0 idle, 0 new, 1 receiving, 0 hijacked; 1.5s left",
 			"6s draining: 1 in flight, 0 idle, 0 new, 1 receiving, 0 hijacked; 500ms left",
-			"6.5s killing client active for 6.5s: GET /1h",
+			"6.5s killing client active for 6.5s: GET \"/1h\"",
 			"6.5s killing client receiving for 6.5s",
 			"6.5s " + text,
 		}
@@ -148,7 +147,7 @@ func TestReportHTTP2(t *testing.T) {
 		t.Fatalf("%v", r)
 	}
 	inAnyOrder := cmpopts.SortSlices(strings.Compare)
-	if diff := cmp.Diff([]string{"GET /warm", "GET /a", "GET /b"}, r.Killed[0].Requests, inAnyOrder); diff != "" {
+	if diff := cmp.Diff([]string{`GET "/warm"`, `GET "/a"`, `GET "/b"`}, r.Killed[0].Requests, inAnyOrder); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	if got := r.String(); !strings.Contains(got, "of these HTTP/2: 1 connections with 3 streams") {
@@ -188,7 +187,7 @@ func TestLogger(t *testing.T) {
 			synctest.Wait()
 			s.stop()
 			s.end()
-			if got := strings.HasPrefix(b.String(), "prefix shutdown initiated: Stop\n"); got == both {
+			if got := strings.Contains(b.String(), "prefix shutdown initiated: Stop\n"); got == both {
 				t.Errorf("LogFunc set: %v; the Logger got %q", both, b.String())
 			}
 			if got := lines.has("shutdown initiated: Stop"); got != both {

@@ -34,9 +34,9 @@ var caught = slices.DeleteFunc([]os.Signal{os.Interrupt, syscall.SIGTERM}, signa
 // program: it ends the process, also while kill blocks. If initiate returned
 // false (a veto), the next signal counts as a first one again.
 //
-// The callbacks run on goroutines of the catcher, one at a time. A signal that
-// arrives while initiate is still making up its mind is kept, with the time at
-// which it came, and looked at when initiate has returned.
+// The callbacks run on goroutines of the catcher. A signal that arrives behind the
+// window while initiate has not returned is the next one as well: a callback of
+// the application's that hangs does not keep the second signal from killing.
 //
 // stop lets go of the signals and ends the catcher. It waits for no callback, so
 // it may be called from inside one, concurrently and more than once; a callback
@@ -122,66 +122,38 @@ func awaitConductors(done <-chan struct{}) bool {
 // closed or kill has been called.
 //
 //	waiting ──signal──▶ deciding ──true──▶ stopping ──signal──▶ kill
-//	   ▲                   │
-//	   └───────false───────┘
+//	   ▲                 │    └─────────────signal──────────────▲
+//	   └──────false──────┘
 func watchSignals(c <-chan os.Signal, done <-chan struct{}, initiate func(os.Signal) bool, kill func(os.Signal)) {
-	type press struct {
-		sig os.Signal
-		at  time.Time
-	}
 	var (
-		last     press     // the one that counted last
-		next     *press    // came while deciding, and is none of last's echoes
+		lastAt   time.Time // when the signal came that counted last
 		decision chan bool // what initiate said; nil unless deciding
 		stopping bool
 	)
-	decide := func(p press) {
-		last = p
-		// On a goroutine of its own, so that the time of a signal that comes
-		// meanwhile is known. The buffer lets it end when nobody listens.
-		ch := make(chan bool, 1)
-		decision = ch
-		go func() { ch <- initiate(p.sig) }()
-	}
-	stopped := func() bool {
-		select {
-		case <-done:
-			return true
-		default:
-			return false
-		}
-	}
 	for {
-		var p press
 		select {
 		case <-done:
 			return
-		case sig := <-c:
-			p = press{sig, time.Now()}
-			if last.sig != nil && p.at.Sub(last.at) <= samePress {
-				continue
-			}
-			if decision != nil {
-				if next == nil {
-					next = &p
-				}
-				continue
-			}
 		case stopping = <-decision:
 			decision = nil
-			if next == nil {
+		case sig := <-c:
+			if isClosed(done) { // select picks at random among what is ready
+				return
+			}
+			now := time.Now()
+			if !lastAt.IsZero() && now.Sub(lastAt) <= samePress {
 				continue
 			}
-			p, next = *next, nil
+			if stopping || decision != nil {
+				kill(sig)
+				return
+			}
+			lastAt = now
+			// On a goroutine of its own, so that signals are heard meanwhile. The
+			// buffer lets it end when nothing listens any more.
+			ch := make(chan bool, 1)
+			decision = ch
+			go func() { ch <- initiate(sig) }()
 		}
-		// select picks at random among what is ready: done comes first.
-		if stopped() {
-			return
-		}
-		if stopping {
-			kill(p.sig)
-			return
-		}
-		decide(p)
 	}
 }

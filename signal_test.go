@@ -45,9 +45,11 @@ func TestWatchSignals(t *testing.T) {
 		{"echo while deciding", []press{{0, INT}, {10 * ms, INT}}, 0, time.Second,
 			[]string{"0s initiate interrupt"}},
 		{"second while deciding", []press{{0, INT}, {300 * ms, TERM}, {ms, INT}}, 0, time.Second,
-			[]string{"0s initiate interrupt", "1s kill terminated"}},
+			[]string{"0s initiate interrupt", "300ms kill terminated"}},
 		{"second while deciding on a veto", []press{{0, INT}, {300 * ms, TERM}}, 1, time.Second,
-			[]string{"0s initiate interrupt", "1s initiate terminated"}},
+			[]string{"0s initiate interrupt", "300ms kill terminated"}},
+		{"first after a veto that took its time", []press{{0, INT}, {1100 * ms, TERM}}, 1, time.Second,
+			[]string{"0s initiate interrupt", "1.1s initiate terminated"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

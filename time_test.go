@@ -306,7 +306,7 @@ func TestShutdownContext(t *testing.T) {
 			Drain:      1234 * ms,
 			Start:      graceful.Stats{Phase: graceful.PhaseDraining, Active: 1},
 			Killed: []graceful.KilledConn{{
-				RemoteAddr: "client", State: "active", Age: 1234 * ms, Requests: []string{"GET /1h"},
+				RemoteAddr: "client", State: "active", Age: 1234 * ms, Requests: []string{"GET \"/1h\""},
 			}},
 		}
 		if diff := cmp.Diff(want, s.Report(), cmpopts.IgnoreFields(want, "HTTP2")); diff != "" {
@@ -336,7 +336,7 @@ func TestAge(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		s.Close()
 		s.end()
-		want := []graceful.KilledConn{{RemoteAddr: "client", State: "active", Age: 3 * time.Second, Requests: []string{"GET /1h"}}}
+		want := []graceful.KilledConn{{RemoteAddr: "client", State: "active", Age: 3 * time.Second, Requests: []string{"GET \"/1h\""}}}
 		if diff := cmp.Diff(want, s.Report().Killed); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
 		}
@@ -411,13 +411,14 @@ func TestTick(t *testing.T) {
 		newClient(t, l.dial()).send("GET /")
 		s.end()
 		want := []string{
+			"0s " + virtWeakness,
 			"1s shutdown initiated: Stop",
 			"1s still serving for 2s, so that load balancers notice",
 			"3s listener server closed",
 			"4s draining: 2 in flight, 0 idle, 0 new, 1 receiving, 0 hijacked; 2.9s left",
-			"5s draining: 1 in flight, 1 idle, 0 new, 1 receiving, 0 hijacked; 1.9s left",
+			"5s draining: 1 in flight, 0 idle, 0 new, 1 receiving, 0 hijacked; 1.9s left",
 			"6s draining: 1 in flight, 0 idle, 0 new, 1 receiving, 0 hijacked; 900ms left",
-			"6.9s killing client active for 6.9s: GET /1h",
+			"6.9s killing client active for 6.9s: GET \"/1h\"",
 			"6.9s killing client receiving for 4.9s",
 			"6.9s " + s.Report().String(),
 		}

@@ -182,10 +182,10 @@ func TestPipelined(t *testing.T) {
 	}
 }
 
-// TestPipelinedInTwo: the second of two requests that were sent behind one
-// another is cut in two by the end of the first, whose answer could not say
-// close. What net/http had read of it is lost, and with it which request the
-// rest belongs to: a body that looks like a request used to be served as one.
+// TestPipelinedInTwo: what a client sends behind a request that is in progress,
+// whole or in part, is not served once the response has said close, though its
+// header was composed before the stop. A body that looks like a request is not
+// taken for one.
 func TestPipelinedInTwo(t *testing.T) {
 	const body = "GET /smuggled HTTP/1.1\r\nHost: h\r\n\r\n"
 	post := fmt.Sprintf("POST /second HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n", len(body))
@@ -193,14 +193,12 @@ func TestPipelinedInTwo(t *testing.T) {
 		name   string
 		before string // comes with the first request, or what the first request is
 		after  string // comes when the first is answered
-		want   []string
 	}{
-		{"nothing behind", "GET /first HTTP/1.1\r\nHost: h\r\n\r\n", post + body, []string{"/first", "/second"}},
-		{"nothing behind a body", "POST /first HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nnine\r\n\r\n\r", post + body, []string{"/first", "/second"}},
-		{"a header", "GET /first HTTP/1.1\r\nHost: h\r\n\r\n" + post, body, []string{"/first"}},
-		{"a header behind a body", "POST /first HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nfour" + post, body, []string{"/first"}},
-		// Under this one net/http isn't shut down.
-		{"a header behind chunks", "POST /first HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n" + post, body, []string{"/first", "/second"}},
+		{"nothing behind", "GET /first HTTP/1.1\r\nHost: h\r\n\r\n", post + body},
+		{"nothing behind a body", "POST /first HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nnine\r\n\r\n\r", post + body},
+		{"a header", "GET /first HTTP/1.1\r\nHost: h\r\n\r\n" + post, body},
+		{"a header behind a body", "POST /first HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nfour" + post, body},
+		{"a header behind chunks", "POST /first HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n" + post, body},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -217,16 +215,13 @@ func TestPipelinedInTwo(t *testing.T) {
 				c.send(tc.before)
 				synctest.Wait()
 				s.stop()
-				if got := c.expect(strings.Repeat("x", 3000)); got.close {
-					t.Error("the response says close: nothing is tested here")
+				if got := c.expect(strings.Repeat("x", 3000)); !got.close {
+					t.Error("the response does not say close")
 				}
 				io.WriteString(c, tc.after)
-				if len(tc.want) > 1 {
-					c.expect(strings.Repeat("x", 3000))
-				}
 				c.ended()
 				s.end()
-				if diff := cmp.Diff(tc.want, served); diff != "" {
+				if diff := cmp.Diff([]string{"/first"}, served); diff != "" {
 					t.Errorf("(-want +got):\n%s", diff)
 				}
 			})

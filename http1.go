@@ -1,0 +1,228 @@
+package graceful
+
+import (
+	"bytes"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/seed-121bbccf/graceful/internal/http2wire"
+	"github.com/seed-121bbccf/graceful/internal/sock"
+)
+
+// An http1Conn is what the goroutine that serves a connection of HTTP/1 knows of
+// what it reads and writes. It says the farewell of HTTP/1: once the shutdown has
+// begun, every response says "Connection: close" in the header that goes out,
+// whatever net/http and the handler have composed, and the connection ends with
+// it.
+//
+// It belongs to that goroutine, and to those that the handler lets write. Once
+// the connection is hijacked it is not changed any more.
+type http1Conn struct {
+	// buffer is the size of the buffer that net/http reads requests into, as far
+	// as it is known: the most that a Read of a request has asked for. A Read
+	// that asks for less, when a response is out, tells how much of the next
+	// request is in that buffer already.
+	buffer int32
+
+	// preface is how much of HTTP/2's preface has come, and -1 when the
+	// connection does not begin so or is not asked for it.
+	preface int8
+
+	blank uint8 // how many CR and LF were read last, up to maxBlank
+	began bool  // the final response to the request in progress has begun
+	last  bool  // and says that it is the connection's last
+}
+
+// net/http ignores line ends before a request and waits for four bytes.
+const maxBlank = 3
+
+// enterRead notes that net/http asks for up to size bytes.
+func (h *http1Conn) enterRead(c *conn, size int) {
+	switch c.load().state() {
+	case connNew, connReceiving:
+		h.buffer = max(h.buffer, int32(size))
+	case connIdle, connEnding:
+		if c.multiplexes() {
+			return
+		}
+		if h.buffer-int32(size) > int32(h.blank) {
+			c.begun() // the beginning of a request came with the one before it
+		}
+		h.buffer = max(h.buffer, int32(size))
+	}
+}
+
+// received notes that p was read into a buffer of the given size.
+func (h *http1Conn) received(c *conn, p []byte, size int) {
+	state := c.load().state()
+	if state == connHijacked {
+		return // it may be read by several goroutines
+	}
+	h.countBlank(p)
+	switch {
+	case state == connActive:
+		// While a handler runs net/http reads ahead, one byte at a time, to see
+		// whether the client goes away.
+		if size == 1 && h.blank == 0 && !c.has(flagAhead) {
+			c.set(flagAhead)
+		}
+	case h.preface >= 0 && h.prefaceEnds(c, p), c.has(flagForeign):
+	case state == connNew || int(h.blank) < len(p):
+		c.begun()
+	}
+}
+
+// countBlank notes how many CR and LF have come last.
+func (h *http1Conn) countBlank(p []byte) {
+	n := uint8(0)
+	for i := len(p) - 1; n < maxBlank; i-- {
+		if i < 0 {
+			n = min(n+h.blank, maxBlank)
+			break
+		}
+		if p[i] != '\n' && p[i] != '\r' {
+			break
+		}
+		n++
+	}
+	h.blank = n
+}
+
+// prefaceEnds reports whether HTTP/2's preface ends in p, which was read at the
+// connection's beginning. What follows it there is HTTP/2 already.
+func (h *http1Conn) prefaceEnds(c *conn, p []byte) bool {
+	rest := http2wire.Preface[h.preface:]
+	n := min(len(p), len(rest))
+	if string(p[:n]) != rest[:n] {
+		h.preface = -1
+		return false
+	}
+	if h.preface += int8(n); int(h.preface) < len(http2wire.Preface) {
+		return false
+	}
+	h.preface = -1
+	c.followHTTP2(true).received(p[n:])
+	return true
+}
+
+// request notes that a request has come.
+func (h *http1Conn) request(c *conn) {
+	h.began, h.last = false, false
+	if c.has(flagAhead | flagGaveUp) {
+		c.unset(flagAhead | flagGaveUp)
+	}
+}
+
+// lastResponse notes that p is about to be written, or nil for what is not seen.
+// It reports whether a final response begins with p that is to be the
+// connection's last.
+//
+// net/http begins every response at the start of a Write: its buffer of 4 KiB is
+// flushed behind each response, final or not (server.go).
+func (h *http1Conn) lastResponse(c *conn, p []byte) bool {
+	if h.began || c.load().state() != connActive || isInterim(p) {
+		return false
+	}
+	h.began = true
+	return p != nil && c.m.shutting.Load()
+}
+
+// writeFarewell writes p, in which a final response begins, and makes it say that
+// the connection ends with it. It returns how much of p was written.
+//
+// Where p does not begin as a response does, nothing is said, and the connection
+// ends as any other that is quiet.
+func (h *http1Conn) writeFarewell(c *conn, p []byte) (int, error) {
+	at, old, field, ok := farewellIn(p)
+	if !ok || c.http.Load().method() == http.MethodConnect {
+		return c.raw.Write(p)
+	}
+	h.last = true
+	if field == "" {
+		return c.raw.Write(p)
+	}
+	q := make([]byte, 0, len(p)-old+len(field))
+	q = append(append(append(q, p[:at]...), field...), p[at+old:]...)
+	n, err := c.raw.Write(q)
+	switch {
+	case n <= at:
+	case n < at+len(field):
+		n = at
+	default:
+		n += old - len(field)
+	}
+	return n, err
+}
+
+// farewellIn reports whether the header of a final response begins with p, and
+// what makes it say "Connection: close": field, in the place of the old bytes
+// at p[at:]; field is empty if the header says it already.
+//
+// A header that does not end in p may go on to say keep-alive. Of the two, close
+// counts (RFC 9112, section 9.6).
+func farewellIn(p []byte) (at, old int, field string, ok bool) {
+	const closes = "Connection: close\r\n"
+	if !isStatusLine(p) || isInterim(p) || string(p[9:12]) == "101" {
+		return 0, 0, "", false
+	}
+	at = bytes.IndexByte(p, '\n') + 1
+	if at == 0 {
+		return 0, 0, "", false
+	}
+	for i := at; ; {
+		n := bytes.IndexByte(p[i:], '\n') + 1
+		line := bytes.TrimSpace(p[i : i+n])
+		if len(line) == 0 { // the end of the header, or of p
+			return at, 0, closes, true
+		}
+		if name, value, _ := strings.Cut(string(line), ":"); strings.EqualFold(name, "Connection") {
+			switch value = strings.TrimSpace(value); {
+			case strings.EqualFold(value, "close"):
+				return 0, 0, "", true
+			case strings.EqualFold(value, "keep-alive"):
+				return i, n, closes, true
+			}
+		}
+		i += n
+	}
+}
+
+// isStatusLine reports whether p begins as a status line of HTTP/1 does.
+func isStatusLine(p []byte) bool {
+	const like = "HTTP/1.x NNN "
+	return len(p) >= len(like) && string(p[:7]) == like[:7] && p[8] == ' ' && p[12] == ' '
+}
+
+// isInterim reports whether p is a whole response that another one to the same
+// request follows (1xx).
+func isInterim(p []byte) bool {
+	return isStatusLine(p) && p[9] == '1' && string(p[9:12]) != "101" && bytes.HasSuffix(p, []byte("\r\n\r\n"))
+}
+
+// lingerClose is how long the client of a connection that ends with unread bytes
+// has to close it. It is net/http's rstAvoidanceDelay.
+const lingerClose = 500 * time.Millisecond
+
+// endLast ends a connection whose last response has said close. It is called from
+// net/http's hook for StateIdle, on the goroutine that serves the connection, and
+// does not return: the panic makes net/http close the connection, as it does
+// after its own "Connection: close". io.EOF from the next Read would be too late:
+// net/http may have further requests in its buffer, and those must not be served
+// (RFC 9112, section 9.6).
+//
+// If the client has sent more, a close with it unread would reset the connection,
+// and the reset may overtake the response. So its end is awaited first.
+func (h *http1Conn) endLast(c *conn) {
+	if c.has(flagAhead) || sock.Pending(c.raw) {
+		if closeWrite(c.raw) == nil {
+			c.raw.SetReadDeadline(time.Now().Add(lingerClose))
+			for b := make([]byte, 512); ; {
+				if _, err := c.raw.Read(b); err != nil {
+					break
+				}
+			}
+		}
+	}
+	panic(http.ErrAbortHandler)
+}

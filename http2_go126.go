@@ -1,0 +1,17 @@
+//go:build !go1.27
+
+package graceful
+
+// Up to Go 1.26 net/http serves HTTP/2 over TLS on a *tls.Conn alone. What is
+// tracked above TLS is given to it by TLSNextProto["unencrypted_http2"] instead,
+// which is not documented. TestHTTP2Assumptions pins what is assumed of it.
+//
+// This file goes when Go 1.26 is not supported any more.
+
+// http2TakesAnyConn says that net/http serves HTTP/2 by itself on a connection
+// that has a ConnectionState method.
+const http2TakesAnyConn = false
+
+// http2KeepsContext says that net/http's HTTP/2 leaves the http.Server in the
+// context as it is.
+const http2KeepsContext = false
