@@ -127,16 +127,49 @@ func (h *Health) shuttingDown(ctx context.Context) error {
 // repeated if need be, leaves one out.
 func (h *Health) ReadyHandler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		// These two do not block, and cost nothing to do again.
-		builtin := []*check{
-			{name: "startup", result: func() error { return h.startup(r.Context()) }},
-			{name: "shutdown", result: func() error { return h.shuttingDown(r.Context()) }},
-		}
-		h.mu.Lock()
-		checks := append(builtin, h.ready...)
-		h.mu.Unlock()
-		h.answer(w, r, checks)
+		h.answer(w, r, h.readyChecks(r.Context()))
 	})
+}
+
+// readyChecks returns the checks of readiness for a probe with the context ctx.
+func (h *Health) readyChecks(ctx context.Context) []*check {
+	// These two do not block, and cost nothing to do again.
+	builtin := []*check{
+		{name: "startup", result: func() error { return h.startup(ctx) }},
+		{name: "shutdown", result: func() error { return h.shuttingDown(ctx) }},
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return append(builtin, h.ready...)
+}
+
+// failing returns the names of the checks for which ReadyHandler would answer a
+// probe with 503. It blocks until all checks have returned, at most for
+// CheckTimeout.
+func (h *Health) failing(ctx context.Context) []string {
+	timeout := h.checkTimeout()
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	checks := h.readyChecks(ctx)
+	runs := make([]*checkRun, len(checks))
+	for i, c := range checks {
+		runs[i] = c.start(ctx, timeout)
+	}
+	var names []string
+	for i, run := range runs {
+		if run.wait(ctx) != nil {
+			names = append(names, checks[i].name)
+		}
+	}
+	return names
+}
+
+// checkTimeout returns what CheckTimeout means.
+func (h *Health) checkTimeout() time.Duration {
+	if h.CheckTimeout <= 0 {
+		return time.Second
+	}
+	return h.CheckTimeout
 }
 
 // LiveHandler answers 200 unless a check of AddLiveCheck fails: a shutdown is
@@ -174,10 +207,7 @@ func (h *Health) Handler(next http.Handler) http.Handler {
 func (h *Health) answer(w http.ResponseWriter, r *http.Request, checks []*check) {
 	query := r.URL.Query()
 	exclude := query["exclude"]
-	timeout := h.CheckTimeout
-	if timeout <= 0 {
-		timeout = time.Second
-	}
+	timeout := h.checkTimeout()
 	ctx, cancel := context.WithTimeout(r.Context(), timeout)
 	defer cancel()
 	runs := make([]*checkRun, len(checks))

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,7 +21,8 @@ import (
 // "tcp6" or "unix".
 //
 // The file of a unix socket is removed when the listener is closed, as
-// net.Listen's is, unless another socket has taken its place since.
+// net.Listen's is, unless another socket has taken its place since. An abstract
+// socket, whose name begins with "@", has none.
 func Listen(network, addr string) (net.Listener, error) {
 	return listen(network, addr, false, 0)
 }
@@ -47,7 +49,10 @@ func listen(network, addr string, reusePort bool, keepAlive time.Duration) (net.
 	if ul, ok := l.(*net.UnixListener); ok {
 		ul.SetUnlinkOnClose(false) // see removeFile
 		own.path = ul.Addr().String()
-		own.file, _ = os.Lstat(own.path)
+		// An abstract socket has no file: a file of that name is another's.
+		if !strings.HasPrefix(own.path, "@") {
+			own.file, _ = os.Lstat(own.path)
+		}
 	}
 	return own, nil
 }

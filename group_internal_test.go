@@ -39,7 +39,13 @@ func (l *memberLog) note(format string, args ...any) {
 func (m *fakeMember) note(what string) { m.log.note("%s %s", m.name, what) }
 func (m *fakeMember) joinGroup()       { m.quit = make(chan struct{}); m.note("joins") }
 func (m *fakeMember) beginDelay()      { m.note("delays") }
-func (m *fakeMember) isReady() bool    { return m.ready }
+
+func (m *fakeMember) unready(context.Context) string {
+	if m.ready {
+		return ""
+	}
+	return "db, startup"
+}
 
 func (m *fakeMember) startInGroup() (func() error, error) {
 	m.note("starts")
@@ -72,7 +78,7 @@ func TestGroupMember(t *testing.T) {
 			t.Fatal(err)
 		}
 		synctest.Wait()
-		if got := g.unready(); got != "not ready: b" || g.Ready() {
+		if got := g.unready(t.Context()); got != "not ready: b (db, startup)" || g.Ready() {
 			t.Errorf("unready: %q", got)
 		}
 		b.ready = true
