@@ -18,11 +18,11 @@ import (
 )
 
 // The context ends at the deadline, and the handler, which still has the
-// connection for a second, answers by itself.
+// connection for the grace period, answers by itself.
 func TestRequestDeadline(t *testing.T) {
 	bothProtocols(t, func(b *bench) {
 		var ctx context.Context
-		b.serve((&graceful.RequestDeadline{Max: limit}).Handler(handlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b.serve((&graceful.RequestDeadline{Max: limit, Grace: time.Second}).Handler(handlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			ctx = r.Context()
 			<-ctx.Done()
 			b.elapsed(limit)
@@ -38,15 +38,15 @@ func TestRequestDeadline(t *testing.T) {
 	})
 }
 
-// Whoever waits for the client waits for a second longer than the context.
+// A handler that waits for its client waits for Grace longer than the context.
 func TestRequestDeadlineConnection(t *testing.T) {
 	for name, tt := range map[string]struct {
 		grace time.Duration
 		want  time.Duration
 	}{
-		"default": {0, limit + time.Second},
-		"none":    {-1, limit},
-		"longer":  {time.Minute, limit + time.Minute},
+		"zero":     {0, limit},
+		"negative": {-1, limit},
+		"a minute": {time.Minute, limit + time.Minute},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bothProtocols(t, func(b *bench) {
@@ -85,7 +85,7 @@ func TestRequestDeadlineConnection(t *testing.T) {
 // The deadlines of one request are not those of the next.
 func TestRequestDeadlineKeepAlive(t *testing.T) {
 	bothProtocols(t, func(b *bench) {
-		b.serve((&graceful.RequestDeadline{Max: limit, Grace: -1}).Handler(handlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b.serve((&graceful.RequestDeadline{Max: limit}).Handler(handlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			io.Copy(io.Discard, r.Body)
 			time.Sleep(limit - 1)
 			io.WriteString(w, "fine")

@@ -28,9 +28,14 @@ func retrySeconds(d time.Duration) string {
 	return strconv.FormatInt(max(1, int64((d+time.Second-1)/time.Second)), 10)
 }
 
-// writeError answers r with code and a short body that says reason: one line
-// of text, or JSON if the client asked for that.
+// writeError answers r with code and a short body that says reason: one line of
+// text, or JSON if r's Accept header asks for that.
 func writeError(w http.ResponseWriter, r *http.Request, code int, reason string) {
+	writeErrorAs(w, r.Header["Accept"], code, reason)
+}
+
+// writeErrorAs is writeError for a request with that Accept header.
+func writeErrorAs(w http.ResponseWriter, accept []string, code int, reason string) {
 	h := w.Header()
 	// What an outer handler has said about the answer that now is not given.
 	h.Del("Content-Encoding")
@@ -39,7 +44,7 @@ func writeError(w http.ResponseWriter, r *http.Request, code int, reason string)
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Content-Type-Options", "nosniff")
 	var body []byte
-	if wantsJSON(r) {
+	if wantsJSON(accept) {
 		h.Set("Content-Type", "application/json")
 		body, _ = json.Marshal(struct { // cannot fail
 			Status int    `json:"status"`
@@ -55,11 +60,11 @@ func writeError(w http.ResponseWriter, r *http.Request, code int, reason string)
 	w.Write(body) // an error here is the client's loss: there is no other way to tell it
 }
 
-// wantsJSON reports whether r's Accept names JSON (application/json or a
+// wantsJSON reports whether an Accept header names JSON (application/json or a
 // type ending in +json) and does not name text first.
-func wantsJSON(r *http.Request) bool {
-	for _, accept := range r.Header["Accept"] {
-		for media := range strings.SplitSeq(accept, ",") {
+func wantsJSON(accept []string) bool {
+	for _, list := range accept {
+		for media := range strings.SplitSeq(list, ",") {
 			media, params, _ := strings.Cut(media, ";")
 			media = strings.ToLower(strings.TrimSpace(media))
 			switch {
@@ -87,22 +92,18 @@ func zeroQuality(params string) bool {
 	return false
 }
 
-// DefaultLongRunning reports whether r is a request that by its nature has
-// no end: a WebSocket upgrade (over HTTP/2 an extended CONNECT, RFC 8441), a
-// client that accepts text/event-stream, and anything below /debug/pprof/.
-// It is what InFlight, RequestTimeout and RequestDeadline go by unless they
-// are told otherwise.
+// DefaultLongRunning reports whether r says of itself that it has no end: a
+// WebSocket upgrade (over HTTP/2 an extended CONNECT, RFC 8441), a client that
+// accepts text/event-stream, and anything below /debug/pprof/. InFlight goes by
+// it unless it is told otherwise.
+//
+// All of that is the client's choice. RequestTimeout and RequestDeadline do
+// not go by it.
 func DefaultLongRunning(r *http.Request) bool {
-	if strings.HasPrefix(r.URL.Path, "/debug/pprof/") {
-		return true
-	}
-	if hasToken(r.Header["Upgrade"], "websocket") && hasToken(r.Header["Connection"], "upgrade") {
-		return true
-	}
-	if r.Method == http.MethodConnect && hasToken(r.Header[":protocol"], "websocket") {
-		return true
-	}
-	return hasToken(r.Header["Accept"], "text/event-stream")
+	return strings.HasPrefix(r.URL.Path, "/debug/pprof/") ||
+		hasToken(r.Header["Upgrade"], "websocket") && hasToken(r.Header["Connection"], "upgrade") ||
+		r.Method == http.MethodConnect && hasToken(r.Header[":protocol"], "websocket") ||
+		hasToken(r.Header["Accept"], "text/event-stream")
 }
 
 // DefaultExempt reports whether r asks for one of the places that must go on
@@ -118,13 +119,13 @@ func DefaultExempt(r *http.Request) bool {
 }
 
 // hasToken reports whether one of the comma-separated lists in values has
-// token, whatever its case and parameters.
+// token, whatever its case and its parameters, unless these say q=0.
 func hasToken(values []string, token string) bool {
 	for _, list := range values {
 		for len(list) >= len(token) {
 			item, rest, _ := strings.Cut(list, ",")
-			item, _, _ = strings.Cut(item, ";")
-			if strings.EqualFold(strings.TrimSpace(item), token) {
+			item, params, _ := strings.Cut(item, ";")
+			if strings.EqualFold(strings.TrimSpace(item), token) && !zeroQuality(params) {
 				return true
 			}
 			list = rest

@@ -1,16 +1,20 @@
 package graceful
 
 import (
+	"context"
 	"net/http"
+	"net/url"
 	"sync"
 	"time"
 )
 
-// RequestTimeout gives every request that is not long-running a deadline, and
-// keeps it even if the handler does not: the handler runs on a goroutine of
-// its own, and when the deadline passes the client gets 504, or, if the
-// response has begun, an aborted connection (HTTP/1) or stream (HTTP/2), so
-// that nobody takes half an answer for a whole one.
+// RequestTimeout gives every request a deadline, and keeps it even if the
+// handler does not: the handler runs on a goroutine of its own, and when the
+// deadline passes the client gets 504, or, if the response has begun, an
+// aborted connection (HTTP/1) or stream (HTTP/2), so that no client takes half
+// an answer for a whole one. An earlier deadline of the request's context is
+// kept as well. If that context is cancelled, because the client has gone or
+// the server kills what is left, the response is aborted at that moment.
 //
 // Unlike http.TimeoutHandler it does not hold the response back: writes go
 // straight to the client, and Flusher, Hijacker, io.ReaderFrom, http.Pusher,
@@ -19,49 +23,32 @@ import (
 // http.ErrHandlerTimeout, and nothing that it does reaches the connection.
 // What it cannot do is stop the handler; that one should watch its context.
 //
-// A handler that panics in time panics through to net/http with the same
-// value; one that panics later is logged to the server's ErrorLog. After a
-// Hijack the connection is the handler's own, deadline or not.
+// The deadline is lifted when the handler hijacks the connection, which then is
+// the handler's own, or begins a response of Content-Type text/event-stream.
 //
-// The zero value is ready for use; fields must not change once Handler has
-// been called. A ResponseWriter that an outer handler puts between this one
-// and net/http's must have an Unwrap method: a handler that is blocked in
-// reading or writing is freed by moving the connection's deadlines.
-// A Server.WriteTimeout that is shorter than Max cuts the connection first.
-type RequestTimeout struct {
-	// Max is how much time a request has, and the most that a client can ask
-	// for. Zero means one minute.
-	Max time.Duration
-
-	// Parameter is the name of the query parameter with which a client may
-	// ask for less, in the form of time.ParseDuration. Absent, empty, zero,
-	// negative or above Max it means Max; what cannot be parsed, a number
-	// without unit included, is answered with 400. Empty: no such parameter.
-	Parameter string
-
-	// Grace is how long after the end of its context a handler may still
-	// answer by itself. Zero means not at all: whoever comes first, wins.
-	Grace time.Duration
-
-	// LongRunning reports whether a request has no end of its own: it gets no
-	// deadline. Nil means DefaultLongRunning.
-	LongRunning func(*http.Request) bool
-
-	// Received returns when a request was received, if something outside of
-	// this handler has noted that; the deadline counts from there. Nil, or a
-	// zero time, means when it came to this handler.
-	Received func(*http.Request) time.Time
-
-	// InFlight, if not nil, is told of handlers that go on after their
-	// request was answered: see InFlight.Handlers.
-	InFlight *InFlight
-}
+// The handler gets a copy of the request, with a header, URL and form of its
+// own, and may change them even after its deadline. If it returns in time, an
+// outer handler finds what it has changed in the header, the URL and the form,
+// and the pattern that a mux has matched, as if there were no copy. If it does
+// not, the outer handler's request stays as it was.
+//
+// A handler that panics in time panics through to net/http with the same
+// value; one that panics later is logged to the server's ErrorLog.
+//
+// A ResponseWriter that an outer handler puts between this one and net/http's
+// must have an Unwrap method: a handler that is blocked in reading or writing
+// is freed by moving the connection's deadlines. A Server.WriteTimeout that is
+// shorter than Max cuts the connection first.
+//
+// Its fields are those of DeadlineOptions.
+type RequestTimeout DeadlineOptions
 
 // Handler returns a handler that serves requests by next, within the deadline.
 func (t *RequestTimeout) Handler(next http.Handler) http.Handler {
 	return &timeoutHandler{
-		limit:    newLimit(t.Max, t.Parameter, t.LongRunning, t.Received, next),
+		limit:    newLimit((*DeadlineOptions)(t), next),
 		grace:    max(0, t.Grace),
+		timedOut: canceledWith(ErrRequestTimeout),
 		inFlight: t.InFlight,
 	}
 }
@@ -69,6 +56,7 @@ func (t *RequestTimeout) Handler(next http.Handler) http.Handler {
 type timeoutHandler struct {
 	limit
 	grace    time.Duration
+	timedOut context.Context // see requestContext
 	inFlight *InFlight
 }
 
@@ -84,32 +72,32 @@ func (h *timeoutHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 
-	x := &exchange{h: h, w: w, r: r}
+	x := &exchange{h: h, w: w, r: r, over: make(chan struct{})}
+	x.note()
 	x.top = guarded{x, w}
-	x.ctx.parent, x.ctx.deadline = r.Context(), deadline
-	defer x.ctx.end()
-	x.header = http.Header{}
+	x.ctx.parent, x.ctx.deadline, x.ctx.timedOut = r.Context(), deadline, h.timedOut
+	defer x.ctx.finish(contextOver)
+	x.respHeader = http.Header{}
 	if outer := w.Header(); len(outer) > 0 {
-		x.header = outer.Clone()
+		x.respHeader = outer.Clone()
 	}
-	x.req = *r.WithContext(&x.ctx)
-	if r.Body != nil && r.Body != http.NoBody {
+	shallow := *r
+	shallow.URL = nil // copied here, which saves an allocation
+	x.req = shallow.Clone(&x.ctx)
+	if r.URL != nil {
+		x.reqURL = *r.URL
+		x.req.URL = &x.reqURL
+	}
+	x.reqHeader = x.req.Header // the handler may replace it in req
+	if hasBody(r) {
 		x.body = guardedBody{x, r.Body}
 		x.req.Body = &x.body
 	}
-	x.over.Add(1)
-	timer := time.AfterFunc(left+h.grace, x.expire)
 	go x.run()
-	x.over.Wait()
-	timer.Stop()
-
-	x.mu.Lock()
-	expired := x.phase == exchangeExpired
-	x.mu.Unlock()
-	if expired {
-		x.timeOut()
-	} else {
+	if x.wait(left) {
 		x.complete()
+	} else {
+		x.timeOut()
 	}
 }
 
@@ -119,22 +107,36 @@ const timeoutReason = "the server did not answer in time"
 // net/http serves it on and the one that the handler runs on:
 //
 //	running ──handler returns, panics──▶ finished: net/http's goroutine goes on with the response
-//	   └────deadline──▶ expired: the handler is cut off, net/http's goroutine answers
+//	   └────deadline, cancellation─────▶ expired: the handler is cut off, net/http's goroutine answers
 //
 // Whichever comes first releases net/http's goroutine, which was waiting. The
 // handler's goroutine reaches the inner ResponseWriter and body only through
 // enter and leave, so that once the exchange has expired, and all are out,
-// they are net/http's goroutine's alone.
+// they are net/http's goroutine's alone. From then on net/http's goroutine
+// reads nothing of the request that the handler has.
 type exchange struct {
-	h      *timeoutHandler
-	w      http.ResponseWriter // as it came
-	r      *http.Request       // as it came
-	req    http.Request        // as the handler sees it
-	header http.Header         // as the handler sees it
-	top    guarded             // what the handler writes to, less the optional methods
-	body   guardedBody
-	ctx    lazyContext
-	over   sync.WaitGroup // 1 while running: a channel that costs no allocation
+	h    *timeoutHandler
+	w    http.ResponseWriter // as it came
+	r    *http.Request       // as it came
+	req  *http.Request       // as the handler sees it
+	top  guarded             // what the handler writes to, less the optional methods
+	body guardedBody
+	ctx  requestContext
+	over chan struct{} // closed when the exchange has finished
+
+	respHeader http.Header // as the handler sees it
+
+	reqHeader http.Header // the copies that the handler was given
+	reqURL    url.URL
+
+	// Noted before the handler starts.
+	accept       []string // of the request
+	method       string
+	target       string
+	remoteAddr   string
+	major, minor int  // of the protocol
+	hasBody      bool // the request
+	hasForm      bool // an outer handler has parsed the request's multipart form
 
 	mu        sync.Mutex // guards what follows
 	phase     exchangePhase
@@ -165,6 +167,14 @@ type handlerEnd struct {
 	value  any // of the panic
 }
 
+func (x *exchange) note() {
+	r := x.r
+	x.accept = r.Header["Accept"]
+	x.method, x.target, x.remoteAddr = r.Method, r.RequestURI, r.RemoteAddr
+	x.major, x.minor = r.ProtoMajor, r.ProtoMinor
+	x.hasBody, x.hasForm = hasBody(r), r.MultipartForm != nil
+}
+
 // run is the handler's goroutine.
 func (x *exchange) run() {
 	var end handlerEnd
@@ -174,7 +184,7 @@ func (x *exchange) run() {
 		}
 		x.finish(end)
 	}()
-	x.h.next.ServeHTTP(writerLike(&x.top), &x.req)
+	x.h.next.ServeHTTP(writerLike(&x.top), x.req)
 	end.normal = true
 }
 
@@ -185,31 +195,75 @@ func (x *exchange) finish(end handlerEnd) {
 	if x.phase == exchangeRunning {
 		x.phase, x.end = exchangeFinished, end
 		x.mu.Unlock()
-		x.over.Done()
+		close(x.over)
 		return
 	}
 	outlives := x.outlives
 	x.mu.Unlock()
 
-	// Nobody is waiting any more.
+	// net/http's goroutine has gone on without this one.
 	if end.value != nil && end.value != http.ErrAbortHandler {
 		x.logPanic(end.value)
 	}
-	if x.req.MultipartForm != nil && x.req.MultipartForm != x.r.MultipartForm {
-		// net/http knows only its own *Request's files.
-		x.req.MultipartForm.RemoveAll()
+	if f := x.req.MultipartForm; f != nil && !x.hasForm {
+		f.RemoveAll() // net/http knows only the files of its own request
 	}
 	if outlives {
 		x.h.inFlight.outlived.add(-1)
 	}
 }
 
-// expire runs when the time is up.
-func (x *exchange) expire() {
+// wait blocks until the handler has come to its end, and reports true, or the
+// exchange has expired.
+func (x *exchange) wait(left time.Duration) bool {
+	timer := time.NewTimer(left)
+	defer timer.Stop()
+	deadline, parentEnded := timer.C, x.ctx.parent.Done()
+	why := uint32(contextTimedOut)
+	for {
+		select {
+		case <-x.over:
+			return true
+		case <-deadline:
+			deadline = nil
+			if d, ok := x.ctx.parent.Deadline(); ok && !d.After(x.ctx.deadline) && !ended(x.ctx.state.Load()) {
+				// The parent ends now, too. If it is another RequestTimeout's, an
+				// answer begun here would be one that the other has to abort.
+				continue
+			}
+		case <-parentEnded:
+			parentEnded = nil
+			why = contextParentEnded
+		}
+		if x.h.grace > 0 && !ended(x.ctx.state.Load()) {
+			if x.ctx.finish(why) {
+				timer.Reset(x.h.grace)
+				deadline, parentEnded = timer.C, nil
+			}
+			continue
+		}
+		if x.expire(why) {
+			return false
+		}
+	}
+}
+
+// expire ends the exchange. It does not if the exchange has finished, if the
+// connection is the handler's, or if that is because of a deadline that has
+// been lifted. It reports whether the exchange has expired.
+func (x *exchange) expire(why uint32) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.phase == exchangeRunning && !x.hijacked {
-		x.phase = exchangeExpired
-		x.over.Done()
+	switch {
+	case x.phase != exchangeRunning:
+		return false
+	case x.hijacked, why == contextTimedOut && x.ctx.state.Load() == contextLifted:
+		x.ctx.finish(why)
+		return false
 	}
+	// The handler is cut off before its context ends: if it is another
+	// RequestTimeout, it would begin to answer.
+	x.phase = exchangeExpired
+	x.ctx.finish(why)
+	return true
 }

@@ -3,6 +3,7 @@ package graceful
 import (
 	"io"
 	"io/fs"
+	"maps"
 	"net/http"
 	"sync"
 )
@@ -38,10 +39,10 @@ func (g *guarded) readFrom(src io.Reader) (n int64, err error) {
 }
 
 func (g *guarded) readFromInner(src io.Reader) (n int64, err error) {
-	if !g.x.enter(g.w, true) {
-		return 0, http.ErrHandlerTimeout
+	if err := g.enter(callBody, "response.Write"); err != nil {
+		return 0, err
 	}
-	defer g.x.leave(&err)
+	defer func() { err = g.gate.leave(err) }()
 	return g.w.(io.ReaderFrom).ReadFrom(src)
 }
 
@@ -127,10 +128,19 @@ func (b *guardedBody) leave(err *error) {
 		}
 	case *err == io.EOF:
 		x.sawEOF = true
-		if x.req.Trailer == nil {
-			// Trailers that were not announced net/http puts into its own
-			// *Request only.
-			x.req.Trailer = x.r.Trailer
-		}
+		x.copyTrailers()
+	}
+}
+
+// copyTrailers gives the handler the request's trailers, which net/http puts
+// into its own request: those that were announced into the header that is
+// there, the others into a new one.
+func (x *exchange) copyTrailers() {
+	switch {
+	case len(x.r.Trailer) == 0:
+	case x.req.Trailer == nil:
+		x.req.Trailer = x.r.Trailer.Clone()
+	default:
+		maps.Copy(x.req.Trailer, x.r.Trailer.Clone())
 	}
 }

@@ -3,11 +3,13 @@ package graceful
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log"
 	"maps"
 	"net/http"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 )
@@ -21,9 +23,10 @@ const (
 	// could lose the answer (as net/http's rstAvoidanceDelay).
 	lingerTime = 500 * time.Millisecond
 
-	// http2WriterTime is how long an aborted HTTP/2 stream waits for a write
-	// that its reset does not free, because nobody reads the connection.
-	http2WriterTime = time.Second
+	// http2CallTime is how long an expired HTTP/2 stream waits for a call of
+	// its handler that the stream's deadlines do not free: a write while the
+	// client does not read the connection.
+	http2CallTime = time.Second
 )
 
 // complete ends an exchange whose handler has come to its end in time, as if
@@ -32,11 +35,11 @@ func (x *exchange) complete() {
 	switch {
 	case x.hijacked:
 	case !x.committed:
-		x.copyHeader(x.w.Header())
+		syncHeader(x.w.Header(), x.respHeader)
 	case x.hasTrailers():
-		maps.Copy(x.w.Header(), x.header)
+		maps.Copy(x.w.Header(), x.respHeader)
 	}
-	handBack(x.r, &x.req)
+	x.handBack()
 	switch {
 	case x.end.value != nil:
 		panic(x.end.value)
@@ -45,17 +48,40 @@ func (x *exchange) complete() {
 	}
 }
 
-// copyHeader makes the inner header what the handler's is, deletions
-// included. The values stay shared.
-func (x *exchange) copyHeader(inner http.Header) {
+// handBack gives the outer handler's request what the handler has made of its
+// own, as if they had been the same. What is unchanged is not written, for an
+// outer handler may be reading it.
+func (x *exchange) handBack() {
+	form := x.r.MultipartForm
+	handBack(x.r, x.req)
+	if x.hasForm {
+		x.r.MultipartForm = form // the handler has a copy
+	}
+	h := x.r.Header
+	for k, v := range x.reqHeader {
+		if was, ok := h[k]; !ok || !slices.Equal(was, v) {
+			h[k] = v
+		}
+	}
+	if len(h) > len(x.reqHeader) {
+		maps.DeleteFunc(h, func(k string, _ []string) bool { _, ok := x.reqHeader[k]; return !ok })
+	}
+	if x.r.URL != nil && *x.r.URL != x.reqURL {
+		*x.r.URL = x.reqURL
+	}
+}
+
+// syncHeader makes the header inner the same as h, deletions included. The
+// values stay shared.
+func syncHeader(inner, h http.Header) {
 	if len(inner) > 0 {
 		for k := range inner {
-			if _, ok := x.header[k]; !ok {
+			if _, ok := h[k]; !ok {
 				delete(inner, k)
 			}
 		}
 	}
-	for k, v := range x.header {
+	for k, v := range h {
 		inner[k] = v
 	}
 }
@@ -63,7 +89,7 @@ func (x *exchange) copyHeader(inner http.Header) {
 // hasTrailers reports whether the handler's header may have fields that
 // net/http sends after the body.
 func (x *exchange) hasTrailers() bool {
-	for k := range x.header {
+	for k := range x.respHeader {
 		if k == "Trailer" || strings.HasPrefix(k, http.TrailerPrefix) {
 			return true
 		}
@@ -71,13 +97,9 @@ func (x *exchange) hasTrailers() bool {
 	return false
 }
 
-// timeOut ends an exchange whose time is up, while the handler goes on.
+// timeOut ends an exchange that has expired, while the handler goes on.
 func (x *exchange) timeOut() {
-	// Before the request's own context ends, which would then be the cause.
-	// The timer in there is due at latest now.
-	ctx := x.ctx.real()
-	<-ctx.Done()
-	gone := !errors.Is(context.Cause(ctx), context.DeadlineExceeded)
+	gone := !errors.Is(x.ctx.Err(), context.DeadlineExceeded) && !errors.Is(context.Cause(&x.ctx), context.DeadlineExceeded)
 
 	x.mu.Lock()
 	if f := x.h.inFlight; f != nil && !x.returned {
@@ -85,11 +107,11 @@ func (x *exchange) timeOut() {
 		f.outlived.add(1)
 	}
 	abort := gone || x.committed || x.writing > 0
-	unread := x.r.Body != nil && x.r.Body != http.NoBody && !x.sawEOF
+	unread := x.hasBody && !x.sawEOF
 	x.mu.Unlock()
 
-	if x.r.ProtoMajor >= 2 {
-		x.interrupt(false, http2WriterTime)
+	if x.major >= 2 {
+		x.interrupt(false, http2CallTime)
 	} else {
 		// Two goroutines in one HTTP/1 connection would corrupt it, and
 		// net/http waits for the handler's Read before it answers.
@@ -107,19 +129,19 @@ func (x *exchange) timeOut() {
 		clear(h)
 		maps.Copy(h, x.outer)
 	}
-	if unread && x.r.ProtoMajor < 2 {
+	if unread && x.major < 2 {
 		// Without that net/http would first read the rest, which may never
 		// come.
 		h.Set("Connection", "close")
 		http.NewResponseController(x.w).SetReadDeadline(time.Now().Add(lingerTime))
 	}
-	writeError(x.w, x.r, http.StatusGatewayTimeout, timeoutReason)
+	writeErrorAs(x.w, x.accept, http.StatusGatewayTimeout, timeoutReason)
 }
 
-// interrupt makes the calls that are under way in the inner writer, and over
-// HTTP/1 in the inner body, come back, and waits until they have, at most for
-// the time given unless it is zero. With unread nothing can be read any more
-// even if nobody is reading.
+// interrupt makes the calls that are under way in the inner writer and in the
+// inner body come back, and waits until they have, at most for the time given
+// unless it is zero. With unread nothing can be read any more even if nobody is
+// reading.
 func (x *exchange) interrupt(unread bool, most time.Duration) {
 	rc := http.NewResponseController(x.w)
 	x.mu.Lock()
@@ -128,15 +150,13 @@ func (x *exchange) interrupt(unread bool, most time.Duration) {
 	if writing {
 		rc.SetWriteDeadline(past)
 	}
-	if x.r.ProtoMajor >= 2 {
-		reading = false // the end of the stream frees it
-	} else if reading || unread {
+	if reading || unread {
 		// If this cannot be done, waiting for the reader would be in vain.
 		reading = rc.SetReadDeadline(past) == nil && reading
 	}
 
 	var timeout <-chan time.Time
-	if most > 0 && writing {
+	if most > 0 && (writing || reading) {
 		t := time.NewTimer(most)
 		defer t.Stop()
 		timeout = t.C
@@ -161,7 +181,7 @@ func (x *exchange) interrupt(unread bool, most time.Duration) {
 // closeDelimited reports whether the body may end with the connection, so
 // that closing it would look like a whole answer (RFC 9112 6.3).
 func (x *exchange) closeDelimited() bool {
-	return x.r.ProtoMajor < 2 && (!x.r.ProtoAtLeast(1, 1) || x.w.Header().Get("Transfer-Encoding") == "identity")
+	return x.major < 2 && (x.major < 1 || x.minor < 1 || x.w.Header().Get("Transfer-Encoding") == "identity")
 }
 
 // reset closes the connection such that the client sees an error and not an
@@ -184,10 +204,16 @@ func (x *exchange) reset() {
 // logPanic logs a panic that comes too late for net/http. It is called while
 // the panicking frames are still on the stack.
 func (x *exchange) logPanic(value any) {
-	logf := log.Printf
-	if srv, ok := x.r.Context().Value(http.ServerContextKey).(*http.Server); ok && srv.ErrorLog != nil {
-		logf = srv.ErrorLog.Printf
+	logTo := serverLogf(x.ctx.parent)
+	logTo("graceful: panic serving %s for %s after its deadline: %s\n%s",
+		quote(x.method+" "+x.target), quote(x.remoteAddr), quote(fmt.Sprint(value)), debug.Stack())
+}
+
+// serverLogf returns the function with which net/http logs: to the ErrorLog of
+// the server in ctx, if there is one.
+func serverLogf(ctx context.Context) func(format string, args ...any) {
+	if srv, ok := ctx.Value(http.ServerContextKey).(*http.Server); ok && srv.ErrorLog != nil {
+		return srv.ErrorLog.Printf
 	}
-	logf("graceful: panic serving %s %s for %s after its deadline: %v\n%s",
-		x.r.Method, x.r.URL.Path, x.r.RemoteAddr, value, debug.Stack())
+	return log.Printf
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"mime/multipart"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -170,11 +171,13 @@ func TestRequestTimeoutLateDeadline(t *testing.T) {
 // outer handler finds what a mux has noted.
 func TestMultipart(t *testing.T) {
 	long := func(*http.Request) bool { return true }
+	left := map[bool]int{} // by HTTP/2: files that net/http by itself leaves
 	for _, tt := range []struct {
 		name string
 		wrap func(http.Handler) http.Handler // called in a bubble
 		late bool
 	}{
+		{"net/http", func(h http.Handler) http.Handler { return h }, false},
 		{"RequestTimeout, late", func(h http.Handler) http.Handler { return (&graceful.RequestTimeout{Max: limit}).Handler(h) }, true},
 		{"RequestTimeout", func(h http.Handler) http.Handler { return (&graceful.RequestTimeout{Max: limit}).Handler(h) }, false},
 		{"RequestDeadline", func(h http.Handler) http.Handler { return (&graceful.RequestDeadline{Max: limit}).Handler(h) }, false},
@@ -186,13 +189,14 @@ func TestMultipart(t *testing.T) {
 			t.Setenv("TMPDIR", dir)
 			t.Setenv("TMP", dir)
 			bothProtocols(t, func(b *bench) {
-				files := func() int {
+				glob := func() []string {
 					names, err := filepath.Glob(filepath.Join(dir, "*"))
 					if err != nil {
 						b.Fatal(err)
 					}
-					return len(names)
+					return names
 				}
+				files := func() int { return len(glob()) }
 				over := make(chan struct{})
 				mux := http.NewServeMux()
 				mux.HandleFunc("/upload", func(w http.ResponseWriter, r *http.Request) {
@@ -225,8 +229,17 @@ func TestMultipart(t *testing.T) {
 				close(over)
 				time.Sleep(time.Nanosecond)
 				synctest.Wait()
-				if files() != 0 {
-					b.Errorf("%d files are left", files())
+				// net/http itself leaves them over HTTP/2 in Go 1.27, where its
+				// handler gets a copy of the request that it cleans up after.
+				n := files()
+				if tt.name == "net/http" {
+					left[b.http2] = n
+				}
+				if n > left[b.http2] || tt.late && n > 0 {
+					b.Errorf("%d files are left", n)
+				}
+				for _, name := range glob() {
+					os.Remove(name)
 				}
 			})
 		})

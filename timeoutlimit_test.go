@@ -60,7 +60,7 @@ func TestRequestTimeoutParameter(t *testing.T) {
 
 func TestRequestTimeoutDefaults(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		for path, want := range map[string]time.Duration{"/?timeout=1s": time.Minute, "/debug/pprof/profile?timeout=x": 0} {
+		for path, want := range map[string]time.Duration{"/?timeout=1s": time.Minute, "/debug/pprof/profile?timeout=x": time.Minute} {
 			for _, h := range []func(http.Handler) http.Handler{new(graceful.RequestTimeout).Handler, new(graceful.RequestDeadline).Handler} {
 				h(handlerFunc(func(w http.ResponseWriter, r *http.Request) {
 					d, ok := r.Context().Deadline()

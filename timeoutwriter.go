@@ -3,38 +3,131 @@ package graceful
 import (
 	"bufio"
 	"io"
+	"maps"
 	"net"
 	"net/http"
+	"path"
+	"reflect"
+	"runtime"
+	"strings"
 	"time"
 )
 
-// enter begins a call into the inner writer, or reports that the handler has
-// nothing to say any more. With commit the call is one after which the
-// header is fixed.
-func (x *exchange) enter(w http.ResponseWriter, commit bool) bool {
+// A gate stands between a handler and the inner ResponseWriter: it knows how far
+// the response is, and whether the handler may still say anything.
+type gate interface {
+	// header returns the response's header as the handler sees it.
+	header(w http.ResponseWriter) http.Header
+
+	// enter begins a call into the inner writer w, unless it returns another
+	// verdict than pass; leave ends it, and returns the
+	// error that the handler gets for err.
+	enter(w http.ResponseWriter, call callKind) verdict
+	leave(err error) error
+
+	// control does what does not block.
+	control(w http.ResponseWriter, do func(*http.ResponseController) error) error
+
+	// hijack hijacks w, which is an http.Hijacker.
+	hijack(w http.ResponseWriter) (net.Conn, *bufio.ReadWriter, error)
+
+	// request returns the request as it came.
+	request() *http.Request
+}
+
+// A callKind is a kind of call into a ResponseWriter.
+type callKind int
+
+const (
+	callOther   callKind = iota // says nothing of the response: Push
+	callInterim                 // WriteHeader, with a 1xx status that is not 101
+	callInvalid                 // WriteHeader, with a status over which net/http panics
+	callStatus                  // WriteHeader, with any other status
+	callBody                    // Write and what does the same, Flush
+)
+
+func statusCall(code int) callKind {
+	switch {
+	case code < 100 || code > 999:
+		return callInvalid
+	case code <= 199 && code != http.StatusSwitchingProtocols:
+		return callInterim
+	}
+	return callStatus
+}
+
+// commits reports whether the header is fixed after the call.
+func (c callKind) commits() bool { return c >= callStatus }
+
+// setsStatus reports whether the call is one of WriteHeader.
+func (c callKind) setsStatus() bool { return callInterim <= c && c <= callStatus }
+
+// A verdict says what becomes of a call.
+type verdict int
+
+const (
+	pass verdict = iota
+	tooLate
+	superfluous //  the status is on its way already
+	afterHijack
+)
+
+// judge returns the verdict on a call of a handler that has time left.
+func judge(call callKind, committed, hijacked bool) verdict {
+	switch {
+	case hijacked:
+		return afterHijack
+	case committed && call.setsStatus():
+		return superfluous
+	}
+	return pass
+}
+
+func (x *exchange) header(http.ResponseWriter) http.Header { return x.respHeader }
+
+func (x *exchange) request() *http.Request { return x.r }
+
+func (x *exchange) enter(w http.ResponseWriter, call callKind) verdict {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.phase != exchangeRunning {
-		return false
+		return tooLate
 	}
-	if commit && !x.committed {
+	if v := judge(call, x.committed, x.hijacked); v != pass {
+		return v
+	}
+	switch {
+	case call == callInterim:
+		// It sends the header as it is now, but does not fix it.
+		if x.outer == nil {
+			x.outer = maps.Clone(w.Header())
+			if x.outer == nil {
+				x.outer = http.Header{}
+			}
+		}
+		syncHeader(w.Header(), x.respHeader)
+	case call.commits() && !x.committed:
 		x.committed = true
-		x.copyHeader(w.Header())
+		syncHeader(w.Header(), x.respHeader)
+		if isEventStream(x.respHeader) {
+			x.ctx.lift()
+		}
 	}
 	x.writing++
-	return true
+	return pass
 }
 
 // leave ends what enter began. If the time ran out meanwhile, the error that
 // the interruption has made becomes the one that says so.
-func (x *exchange) leave(err *error) {
+func (x *exchange) leave(err error) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.writing--
 	x.tellOutLocked()
-	if x.phase == exchangeExpired && err != nil && *err != nil {
-		*err = http.ErrHandlerTimeout
+	if x.phase == exchangeExpired && err != nil {
+		return http.ErrHandlerTimeout
 	}
+	return err
 }
 
 func (x *exchange) tellOutLocked() {
@@ -44,64 +137,131 @@ func (x *exchange) tellOutLocked() {
 	}
 }
 
-// A guarded is a ResponseWriter that the deadline closes: x's own, or one
+func (x *exchange) control(w http.ResponseWriter, do func(*http.ResponseController) error) error {
+	x.mu.Lock() // it is done before the deadline, or not at all
+	defer x.mu.Unlock()
+	if x.phase != exchangeRunning {
+		return http.ErrHandlerTimeout
+	}
+	return do(http.NewResponseController(w))
+}
+
+func (x *exchange) hijack(w http.ResponseWriter) (net.Conn, *bufio.ReadWriter, error) {
+	x.mu.Lock()
+	committed := x.committed
+	x.mu.Unlock()
+	if committed {
+		// net/http flushes in Hijack, which may block; not under the lock.
+		g := guarded{x, w}
+		if err := g.FlushError(); err == http.ErrHandlerTimeout {
+			return nil, nil, err
+		}
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.phase != exchangeRunning {
+		return nil, nil, http.ErrHandlerTimeout
+	}
+	conn, buf, err := w.(http.Hijacker).Hijack()
+	if err == nil {
+		x.hijacked = true
+		x.ctx.lift()
+	}
+	return conn, buf, err
+}
+
+// isEventStream reports whether a response with header h is a stream of
+// server-sent events, which has no end of its own.
+func isEventStream(h http.Header) bool {
+	if v := h["Content-Type"]; len(v) > 0 {
+		media, _, _ := strings.Cut(v[0], ";")
+		return strings.EqualFold(strings.TrimSpace(media), "text/event-stream")
+	}
+	return false
+}
+
+// A guarded is a ResponseWriter behind a gate: the inner one as it came, or one
 // that Unwrap has found below it. It has the methods that every handler may
 // call and those that only http.ResponseController looks for; what else the
 // inner writer has, writerLike adds.
 type guarded struct {
-	x *exchange
-	w http.ResponseWriter // inner
+	gate gate
+	w    http.ResponseWriter // inner
 }
 
-func (g *guarded) Header() http.Header { return g.x.header }
+// enter begins a call into the inner writer, or returns the error that the
+// handler gets instead. It logs what net/http would log, which would not find
+// the handler's line. The name is that of the method in net/http's log; if it
+// is empty, a call after a hijack is not logged.
+func (g *guarded) enter(call callKind, name string) error {
+	switch v := g.gate.enter(g.w, call); {
+	case v == pass:
+		return nil
+	case v == tooLate:
+		return http.ErrHandlerTimeout
+	case v == superfluous:
+		g.logMisuse("superfluous response.WriteHeader call")
+	case name != "":
+		g.logMisuse(name + " on hijacked connection")
+	}
+	return http.ErrHijacked
+}
+
+// enterWrite is enter for a write of n bytes.
+func (g *guarded) enterWrite(n int) error {
+	if n == 0 {
+		return g.enter(callBody, "") // net/http does not log it
+	}
+	return g.enter(callBody, "response.Write")
+}
+
+// logMisuse logs a mistake of the handler with the line at which it is.
+func (g *guarded) logMisuse(mistake string) {
+	r := g.gate.request()
+	if r.ProtoMajor >= 2 {
+		return // net/http does not log it
+	}
+	at := caller()
+	serverLogf(r.Context())("http: %s from %s (%s:%d)", mistake, at.Function, path.Base(at.File), at.Line)
+}
+
+// caller returns the first function on the stack that is neither net/http's nor
+// this package's.
+func caller() runtime.Frame {
+	pc := make([]uintptr, 16)
+	frames := runtime.CallersFrames(pc[:runtime.Callers(1, pc)])
+	for {
+		frame, more := frames.Next()
+		if !more || !strings.HasPrefix(frame.Function, "net/http.") && !strings.HasPrefix(frame.Function, thisPackage) {
+			return frame
+		}
+	}
+}
+
+var thisPackage = reflect.TypeFor[guarded]().PkgPath() + "."
+
+func (g *guarded) Header() http.Header { return g.gate.header(g.w) }
 
 func (g *guarded) WriteHeader(code int) {
-	if 100 <= code && code <= 199 && code != http.StatusSwitchingProtocols {
-		if !g.enterInformational() {
-			return
-		}
-	} else if !g.x.enter(g.w, 100 <= code && code <= 999) { // others panic below, and fix nothing
-		return
+	if g.enter(statusCall(code), "response.WriteHeader") == nil {
+		defer g.gate.leave(nil)
+		g.w.WriteHeader(code)
 	}
-	defer g.x.leave(nil)
-	g.w.WriteHeader(code)
-}
-
-// enterInformational is enter for a 1xx response: it sends the header as it
-// is now, but does not fix it.
-func (g *guarded) enterInformational() bool {
-	x := g.x
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if x.phase != exchangeRunning {
-		return false
-	}
-	if !x.committed {
-		if x.outer == nil {
-			x.outer = http.Header{}
-			for k, v := range g.w.Header() {
-				x.outer[k] = v
-			}
-		}
-		x.copyHeader(g.w.Header())
-	}
-	x.writing++
-	return true
 }
 
 func (g *guarded) Write(p []byte) (n int, err error) {
-	if !g.x.enter(g.w, true) {
-		return 0, http.ErrHandlerTimeout
+	if err := g.enterWrite(len(p)); err != nil {
+		return 0, err
 	}
-	defer g.x.leave(&err)
+	defer func() { err = g.gate.leave(err) }()
 	return g.w.Write(p)
 }
 
 func (g *guarded) WriteString(s string) (n int, err error) {
-	if !g.x.enter(g.w, true) {
-		return 0, http.ErrHandlerTimeout
+	if err := g.enterWrite(len(s)); err != nil {
+		return 0, err
 	}
-	defer g.x.leave(&err)
+	defer func() { err = g.gate.leave(err) }()
 	return io.WriteString(g.w, s)
 }
 
@@ -109,10 +269,10 @@ func (g *guarded) FlushError() (err error) {
 	if !canFlush(g.w) {
 		return http.ErrNotSupported
 	}
-	if !g.x.enter(g.w, true) {
-		return http.ErrHandlerTimeout
+	if err := g.enter(callBody, ""); err != nil {
+		return err
 	}
-	defer g.x.leave(&err)
+	defer func() { err = g.gate.leave(err) }()
 	return http.NewResponseController(g.w).Flush()
 }
 
@@ -142,43 +302,15 @@ func (g *guarded) EnableFullDuplex() error {
 	return g.control((*http.ResponseController).EnableFullDuplex)
 }
 
-// control does what does not block, and therefore under the lock: it is done
-// before the deadline, or not at all.
 func (g *guarded) control(do func(*http.ResponseController) error) error {
-	g.x.mu.Lock()
-	defer g.x.mu.Unlock()
-	if g.x.phase != exchangeRunning {
-		return http.ErrHandlerTimeout
-	}
-	return do(http.NewResponseController(g.w))
-}
-
-func (g *guarded) hijack() (net.Conn, *bufio.ReadWriter, error) {
-	x := g.x
-	x.mu.Lock()
-	committed := x.committed
-	x.mu.Unlock()
-	if committed {
-		// net/http flushes in Hijack, which may block; not under the lock.
-		if err := g.FlushError(); err == http.ErrHandlerTimeout {
-			return nil, nil, err
-		}
-	}
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if x.phase != exchangeRunning {
-		return nil, nil, http.ErrHandlerTimeout
-	}
-	conn, buf, err := g.w.(http.Hijacker).Hijack()
-	x.hijacked = x.hijacked || err == nil
-	return conn, buf, err
+	return g.gate.control(g.w, do)
 }
 
 func (g *guarded) push(target string, opts *http.PushOptions) (err error) {
-	if !g.x.enter(g.w, false) {
-		return http.ErrHandlerTimeout
+	if err := g.enter(callOther, ""); err != nil {
+		return err
 	}
-	defer g.x.leave(&err)
+	defer func() { err = g.gate.leave(err) }()
 	return g.w.(http.Pusher).Push(target, opts)
 }
 
@@ -188,5 +320,5 @@ func (g *guarded) unwrap() http.ResponseWriter {
 	if w == nil {
 		return nil
 	}
-	return writerLike(&guarded{g.x, w})
+	return writerLike(&guarded{g.gate, w})
 }
