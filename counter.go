@@ -69,8 +69,8 @@ func (c *counter) shards() []shard {
 }
 
 // add counts n > 0 more and returns the shard that they are in. Once the
-// counter is closed it returns ErrDraining, unless force is set.
-func (c *counter) add(n int, force bool) (*shard, error) {
+// counter is closed it returns ErrDraining.
+func (c *counter) add(n int) (*shard, error) {
 	s := c.pick()
 	// First the addition, then the look at the flags; close and done first
 	// set a flag, then read the shards. So either the addition is in their
@@ -82,7 +82,7 @@ func (c *counter) add(n int, force bool) (*shard, error) {
 	s.n.Add(-int64(n))
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.flags.Load()&counterClosed != 0 && !force {
+	if c.flags.Load()&counterClosed != 0 {
 		// What was just taken back may have hidden the zero from the last
 		// done.
 		c.tellZeroLocked()

@@ -142,7 +142,7 @@ func (s *Server) compose() http.Handler {
 	}
 	if s.RetryAfter > 0 {
 		s.side.inflight = &InFlight{RetryAfter: s.RetryAfter, ReleaseWindow: -1}
-		h = s.side.inflight.Handler(h)
+		h = s.side.inflight.serverHandler(h)
 	}
 	return h
 }

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 )
 
 // wrap tracks a connection.
@@ -34,6 +35,10 @@ type httpConn struct {
 	// goroutine's while flagInHandler is not set, and nobody's to write while
 	// it is.
 	last requestLine
+
+	// counted is where Server.RetryAfter counts the request of HTTP/1 in
+	// progress; nil if it does not.
+	counted atomic.Pointer[shard]
 }
 
 // requests returns the requests in progress.
@@ -162,6 +167,9 @@ func (s *Server) moved(nc net.Conn, c *conn, state http.ConnState) {
 	case http.StateIdle:
 		c.setState(connIdle)
 	case http.StateHijacked:
+		if h, ok := c.info.Load().(*httpConn); ok && s.side.inflight != nil {
+			s.side.inflight.hijacked(h)
+		}
 		c.setState(connHijacked)
 		if c.has(flagBeside) {
 			s.side.lostSight.Store(true)

@@ -1,9 +1,13 @@
 package graceful
 
 import (
+	"bufio"
 	"context"
 	"errors"
+	"io"
+	"net"
 	"net/http"
+	"sync"
 	"time"
 )
 
@@ -20,12 +24,14 @@ var ErrDraining = errors.New("graceful: draining, nothing new is admitted")
 // waits for its requests by itself, it adds numbers for a dashboard and the
 // pace at which long-running requests are released.
 type InFlight struct {
-	// LongRunning reports whether a request has no end of its own. Handler
-	// counts such requests apart. Nil means DefaultLongRunning.
+	// LongRunning reports, before its handler is called, whether a request has
+	// no end of its own. Handler counts such requests apart, and those that
+	// turn out to have none: see Handler. Nil means DefaultLongRunning.
 	LongRunning func(*http.Request) bool
 
-	// Exempt reports whether a request is served even while draining;
-	// it is counted all the same. Nil means DefaultExempt.
+	// Exempt reports whether a request is served even while draining. It is
+	// then not counted: probes that never cease do not hold up a Wait. Nil
+	// means DefaultExempt.
 	Exempt func(*http.Request) bool
 
 	// RetryAfter is what a refused client is told to wait, in whole seconds,
@@ -62,7 +68,7 @@ func (f *InFlight) Add(n int) error {
 		f.done(-n)
 		return nil
 	}
-	_, err := f.requests.add(n, false)
+	_, err := f.requests.add(n)
 	return err
 }
 
@@ -143,7 +149,14 @@ func await(ctx context.Context, ch <-chan struct{}) error {
 // long-running request is counted apart; when the server is shutting down, it
 // is held for its turn after next has returned. Place it outside of a
 // RequestTimeout to count requests until they are answered.
-func (f *InFlight) Handler(next http.Handler) http.Handler {
+//
+// A request that asks to switch protocols (HTTP/1's Upgrade, CONNECT) and whose
+// connection is then hijacked is long-running from the hijack on. The hijack is
+// noticed in the ResponseWriter that next gets: calling the Hijack method of a
+// writer that was unwrapped from it is not noticed.
+func (f *InFlight) Handler(next http.Handler) http.Handler { return f.handler(next) }
+
+func (f *InFlight) handler(next http.Handler) *inFlightHandler {
 	h := &inFlightHandler{f: f, next: next, longRunning: f.LongRunning, exempt: f.Exempt}
 	if h.longRunning == nil {
 		h.longRunning = DefaultLongRunning
@@ -154,49 +167,163 @@ func (f *InFlight) Handler(next http.Handler) http.Handler {
 	return h
 }
 
+// serverHandler is Handler for the Server that f belongs to: its connections
+// know of any hijack, and tell f by hijacked.
+func (f *InFlight) serverHandler(next http.Handler) http.Handler {
+	h := f.handler(next)
+	h.ofServer = true
+	return h
+}
+
 type inFlightHandler struct {
 	f           *InFlight
 	next        http.Handler
 	longRunning func(*http.Request) bool
 	exempt      func(*http.Request) bool
+	ofServer    bool
 }
 
 func (h *inFlightHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if h.longRunning(r) {
-		h.serveLong(w, r)
+		if draining, ok := h.f.long.add(); ok {
+			h.serveLong(w, r, draining)
+		} else {
+			h.serveDraining(w, r)
+		}
 		return
 	}
-	s, err := h.f.requests.add(1, false)
+	s, err := h.f.requests.add(1)
 	if err != nil {
-		if !h.exempt(r) {
-			h.refuse(w, r)
+		h.serveDraining(w, r)
+		return
+	}
+	if h.ofServer {
+		if c, ok := r.Context().Value(httpConnKey{}).(*httpConn); ok && r.ProtoMajor == 1 {
+			h.serveOn(c, w, r, s)
 			return
 		}
-		s, _ = h.f.requests.add(1, true)
+	}
+	if mayHijack(r) {
+		h.serveUpgrade(w, r, s)
+		return
 	}
 	// On the same shard: on another one it would be a detour.
 	defer h.f.requests.done(s, 1)
 	h.next.ServeHTTP(w, r)
 }
 
-func (h *inFlightHandler) serveLong(w http.ResponseWriter, r *http.Request) {
-	draining, ok := h.f.long.add()
-	if !ok {
-		if !h.exempt(r) {
-			h.refuse(w, r)
-			return
-		}
-		h.f.long.force()
+// serveDraining serves r, which is not counted, if it is exempt, and else
+// refuses it.
+func (h *inFlightHandler) serveDraining(w http.ResponseWriter, r *http.Request) {
+	if h.exempt(r) {
+		h.next.ServeHTTP(w, r)
+	} else {
+		h.refuse(w, r)
 	}
+}
+
+// serveLong serves r, which has been added to the long-running requests.
+func (h *inFlightHandler) serveLong(w http.ResponseWriter, r *http.Request, draining <-chan struct{}) {
+	inner := withDraining(r, draining)
+	defer h.f.long.release(inner.Context(), h.f.ReleaseWindow, h.f.ReleaseRate)
+	defer handBack(r, inner)
+	h.next.ServeHTTP(w, inner)
+}
+
+// withDraining returns r with a context in which Draining finds that channel,
+// or r if it finds a server's there.
+func withDraining(r *http.Request, draining <-chan struct{}) *http.Request {
 	ctx := r.Context()
-	if Draining(ctx) == nil {
-		outer := r
-		ctx = context.WithValue(ctx, drainingKey{}, draining)
-		r = r.WithContext(ctx)
-		defer func() { handBack(outer, r) }()
+	if Draining(ctx) != nil {
+		return r
 	}
-	defer h.f.long.release(ctx, h.f.ReleaseWindow, h.f.ReleaseRate)
+	return r.WithContext(context.WithValue(ctx, drainingKey{}, draining))
+}
+
+// serveOn serves r, which is counted in s and came on the Server's connection c.
+func (h *inFlightHandler) serveOn(c *httpConn, w http.ResponseWriter, r *http.Request, s *shard) {
+	c.counted.Store(s)
+	defer func() {
+		if c.counted.Swap(nil) != nil {
+			h.f.requests.done(s, 1)
+		} else {
+			h.f.long.release(r.Context(), h.f.ReleaseWindow, h.f.ReleaseRate)
+		}
+	}()
 	h.next.ServeHTTP(w, r)
+}
+
+// hijacked makes the request in progress on c, if f counts it, a long-running
+// one.
+func (f *InFlight) hijacked(c *httpConn) {
+	if s := c.counted.Swap(nil); s != nil {
+		f.long.force()
+		f.requests.done(s, 1)
+	}
+}
+
+// mayHijack reports whether the client asks to switch protocols in a way that
+// needs a hijack.
+func mayHijack(r *http.Request) bool {
+	return r.ProtoMajor == 1 && (r.Method == http.MethodConnect ||
+		len(r.Header["Upgrade"]) > 0 && hasToken(r.Header["Connection"], "upgrade"))
+}
+
+// serveUpgrade serves r, which is counted in s and may be hijacked.
+func (h *inFlightHandler) serveUpgrade(w http.ResponseWriter, r *http.Request, s *shard) {
+	u := &upgradeWriter{ResponseWriter: w, f: h.f, counted: s}
+	inner := withDraining(r, h.f.long.told())
+	defer func() {
+		handBack(r, inner)
+		if u.end() {
+			h.f.long.release(inner.Context(), h.f.ReleaseWindow, h.f.ReleaseRate)
+		}
+	}()
+	h.next.ServeHTTP(u, inner)
+}
+
+// An upgradeWriter notices a hijack. It has the methods that net/http's writer
+// for HTTP/1 has; http.ResponseController finds the others by Unwrap.
+type upgradeWriter struct {
+	http.ResponseWriter
+	f *InFlight
+
+	mu      sync.Mutex // guards counted
+	counted *shard     // where f counts the request; nil once it is long-running, or over
+}
+
+func (w *upgradeWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w *upgradeWriter) Flush() { http.NewResponseController(w.ResponseWriter).Flush() }
+
+func (w *upgradeWriter) ReadFrom(src io.Reader) (int64, error) {
+	return io.Copy(w.ResponseWriter, src)
+}
+
+func (w *upgradeWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, buf, err := http.NewResponseController(w.ResponseWriter).Hijack()
+	if err == nil {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.counted != nil {
+			w.f.long.force()
+			w.f.requests.done(w.counted, 1)
+			w.counted = nil
+		}
+	}
+	return conn, buf, err
+}
+
+// end counts the request as done, or reports that it is long-running.
+func (w *upgradeWriter) end() (long bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.counted == nil {
+		return true
+	}
+	w.f.requests.done(w.counted, 1)
+	w.counted = nil
+	return false
 }
 
 func (h *inFlightHandler) refuse(w http.ResponseWriter, r *http.Request) {

@@ -33,6 +33,14 @@ func (l *longRunning) add() (draining <-chan struct{}, ok bool) {
 	return l.draining, true
 }
 
+// told returns the channel that tells of a drain.
+func (l *longRunning) told() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.makeDrainingLocked()
+	return l.draining
+}
+
 // force counts one more even while draining.
 func (l *longRunning) force() { l.gauge.add(1) }
 
