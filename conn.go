@@ -8,6 +8,8 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+
+	"github.com/seed-121bbccf/graceful/internal/sendfile"
 )
 
 // A conn is one tracked connection. What wraps it (tcpConn, unixConn,
@@ -165,7 +167,7 @@ func (c *conn) Write(p []byte) (int, error) {
 // readFrom is io.ReaderFrom for the wrappers whose connection has it.
 func (c *conn) readFrom(rf io.ReaderFrom, r io.Reader) (int64, error) {
 	if c.turns != nil {
-		if !isFile(r) {
+		if !sendfile.IsFile(r) {
 			// While it waits for r, as in a proxy, nothing is written.
 			return io.Copy(writerOnly{c}, r)
 		}

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+
+	"github.com/seed-121bbccf/graceful/internal/counter"
 )
 
 // wrap tracks a connection.
@@ -38,7 +40,7 @@ type httpConn struct {
 
 	// counted is where Server.RetryAfter counts the request of HTTP/1 in
 	// progress; nil if it does not.
-	counted atomic.Pointer[shard]
+	counted atomic.Pointer[counter.Shard]
 }
 
 // requests returns the requests in progress.

@@ -2,10 +2,14 @@ package graceful
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"net/url"
-	"sync"
+	"runtime/debug"
+	"strings"
 	"time"
+
+	"github.com/seed-121bbccf/graceful/internal/deadline"
 )
 
 // RequestTimeout gives every request a deadline, and keeps it even if the
@@ -45,225 +49,209 @@ type RequestTimeout DeadlineOptions
 
 // Handler returns a handler that serves requests by next, within the deadline.
 func (t *RequestTimeout) Handler(next http.Handler) http.Handler {
-	return &timeoutHandler{
-		limit:    newLimit((*DeadlineOptions)(t), next),
-		grace:    max(0, t.Grace),
-		timedOut: canceledWith(ErrRequestTimeout),
-		inFlight: t.InFlight,
+	c := deadline.Config{
+		Next:  next,
+		Grace: t.Grace,
+		Cause: ErrRequestTimeout,
+		Answer: func(w http.ResponseWriter, accept []string) {
+			writeErrorAs(w, accept, http.StatusGatewayTimeout, timeoutReason)
+		},
+		LatePanic: logLatePanic,
+		Socket:    socketOf,
 	}
+	if f := t.InFlight; f != nil {
+		c.Outlived = f.outlived.Add
+	}
+	return &timeoutHandler{newLimit((*DeadlineOptions)(t), next), deadline.NewTimeout(c)}
 }
+
+// RequestDeadline gives every request a deadline, and leaves it to the handler
+// to keep it: the request's context ends at the deadline, with the cause
+// ErrRequestTimeout, and after Grace also reads of the body and writes of the
+// response fail. It needs no goroutine and copies no header, but a handler that
+// looks neither at its context nor at its connection can go on for ever;
+// RequestTimeout is for those.
+//
+// The deadline is lifted, from the context and from the connection, when the
+// handler hijacks the connection or begins a response of Content-Type
+// text/event-stream.
+//
+// Its fields are those of DeadlineOptions.
+type RequestDeadline DeadlineOptions
+
+// Handler returns a handler that serves requests by next, within the deadline.
+//
+// It moves the write deadline of the connection, over HTTP/2 of the stream;
+// with a request body also the read deadline. A Server.WriteTimeout or
+// ReadTimeout that is earlier stays in force as far as it can be known, that
+// is when the server is in the request's context, as net/http puts it there.
+func (d *RequestDeadline) Handler(next http.Handler) http.Handler {
+	return &deadlineHandler{newLimit((*DeadlineOptions)(d), next), deadline.NewDeadline(deadline.Config{
+		Next:  next,
+		Grace: d.Grace,
+		Cause: ErrRequestTimeout,
+	})}
+}
+
+// DeadlineOptions are the fields of RequestTimeout and of RequestDeadline. The
+// zero value is ready for use. Fields must not change once Handler has been
+// called.
+type DeadlineOptions struct {
+	// Max is how much time a request has, and the most that a client can ask
+	// for. Zero and negative mean one minute.
+	Max time.Duration
+
+	// Parameter is the name of the query parameter with which a client may
+	// ask for less, in the form of time.ParseDuration. Absent, empty, zero,
+	// negative or above Max it means Max. A value that cannot be parsed, such
+	// as a number without unit, is answered with 400. If Parameter is empty,
+	// there is no such query parameter.
+	Parameter string
+
+	// Grace is how long after the end of its context a handler may still
+	// answer by itself. Zero and negative mean not at all.
+	//
+	// A handler under RequestDeadline that reports the timeout to its client
+	// needs a Grace, for its connection is closed to it afterwards.
+	Grace time.Duration
+
+	// LongRunning reports, before the handler is called, whether a request has
+	// no end of its own and so gets no deadline. Nil means that no request is
+	// known to be long-running beforehand.
+	//
+	// Without it, too, the deadline is lifted when the handler hijacks the
+	// connection or begins a response of Content-Type text/event-stream. What
+	// a request's header says lifts no deadline, since clients choose it: an
+	// application that uses DefaultLongRunning here lets them.
+	LongRunning func(*http.Request) bool
+
+	// Received returns when a request was received, if a handler outside of
+	// this one has noted that. The deadline counts from there. Nil, or a zero
+	// time, means when the request came to this handler.
+	Received func(*http.Request) time.Time
+
+	// InFlight, if not nil, counts the handlers that RequestTimeout leaves
+	// running when it has answered their requests: see InFlight.Handlers.
+	// RequestDeadline leaves none and does not use it.
+	InFlight *InFlight
+}
+
+// ErrRequestTimeout is the context.Cause of a request whose deadline, set by
+// RequestTimeout or RequestDeadline, has passed. It wraps
+// context.DeadlineExceeded. A context that ended for another reason, such as a
+// client that has gone away, has another cause.
+var ErrRequestTimeout error = fmt.Errorf("graceful: the time for this request is up: %w", context.DeadlineExceeded)
 
 type timeoutHandler struct {
 	limit
-	grace    time.Duration
-	timedOut context.Context // see requestContext
-	inFlight *InFlight
+	machine *deadline.Timeout
 }
 
 func (h *timeoutHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	now, deadline, ok := h.begin(w, r)
-	if !ok {
-		return
-	}
-	left := deadline.Sub(now)
-	if left <= 0 {
-		// It has waited too long before it came here.
+	now, end, ok := h.begin(w, r)
+	switch {
+	case !ok:
+	case end.After(now):
+		h.machine.Serve(w, r, now, end)
+	default: // it has waited too long before it came here
 		writeError(w, r, http.StatusGatewayTimeout, timeoutReason)
-		return
-	}
-
-	x := &exchange{h: h, w: w, r: r, over: make(chan struct{})}
-	x.note()
-	x.top = guarded{x, w}
-	x.ctx.parent, x.ctx.deadline, x.ctx.timedOut = r.Context(), deadline, h.timedOut
-	defer x.ctx.finish(contextOver)
-	x.respHeader = http.Header{}
-	if outer := w.Header(); len(outer) > 0 {
-		x.respHeader = outer.Clone()
-	}
-	shallow := *r
-	shallow.URL = nil // copied here, which saves an allocation
-	x.req = shallow.Clone(&x.ctx)
-	if r.URL != nil {
-		x.reqURL = *r.URL
-		x.req.URL = &x.reqURL
-	}
-	x.reqHeader = x.req.Header // the handler may replace it in req
-	if hasBody(r) {
-		x.body = guardedBody{x, r.Body}
-		x.req.Body = &x.body
-	}
-	go x.run()
-	if x.wait(left) {
-		x.complete()
-	} else {
-		x.timeOut()
 	}
 }
 
 const timeoutReason = "the server did not answer in time"
 
-// An exchange is one request and its answer, between the goroutine that
-// net/http serves it on and the one that the handler runs on:
-//
-//	running ──handler returns, panics──▶ finished: net/http's goroutine goes on with the response
-//	   └────deadline, cancellation─────▶ expired: the handler is cut off, net/http's goroutine answers
-//
-// Whichever comes first releases net/http's goroutine, which was waiting. The
-// handler's goroutine reaches the inner ResponseWriter and body only through
-// enter and leave, so that once the exchange has expired, and all are out,
-// they are net/http's goroutine's alone. From then on net/http's goroutine
-// reads nothing of the request that the handler has.
-type exchange struct {
-	h    *timeoutHandler
-	w    http.ResponseWriter // as it came
-	r    *http.Request       // as it came
-	req  *http.Request       // as the handler sees it
-	top  guarded             // what the handler writes to, less the optional methods
-	body guardedBody
-	ctx  requestContext
-	over chan struct{} // closed when the exchange has finished
-
-	respHeader http.Header // as the handler sees it
-
-	reqHeader http.Header // the copies that the handler was given
-	reqURL    url.URL
-
-	// Noted before the handler starts.
-	accept       []string // of the request
-	method       string
-	target       string
-	remoteAddr   string
-	major, minor int  // of the protocol
-	hasBody      bool // the request
-	hasForm      bool // an outer handler has parsed the request's multipart form
-
-	mu        sync.Mutex // guards what follows
-	phase     exchangePhase
-	committed bool          // the status, or part of the body, is on its way
-	hijacked  bool          // the connection is the handler's
-	sawEOF    bool          // the request body has been read to its end
-	returned  bool          // the handler has
-	outlives  bool          // the handler has been counted by InFlight.outlived
-	writing   int           // calls under way in the inner writer
-	reading   int           // calls under way in the inner body
-	out       chan struct{} // nil unless timeOut waits; closed when such a call ends
-	outer     http.Header   // what the inner header was before a 1xx; nil without one
-	end       handlerEnd
+// logLatePanic logs a panic that comes too late for net/http. It is called
+// while the panicking frames are still on the stack.
+func logLatePanic(r deadline.Late, value any) {
+	deadline.Logf(r.Context)("graceful: panic serving %s for %s after its deadline: %s\n%s",
+		quote(r.Method+" "+r.Target), quote(r.RemoteAddr), quote(fmt.Sprint(value)), debug.Stack())
 }
 
-type exchangePhase int
-
-const (
-	exchangeRunning exchangePhase = iota
-	exchangeFinished
-	exchangeExpired
-)
-
-// handlerEnd is how a handler's goroutine ended. Neither normally nor in a
-// panic means runtime.Goexit.
-type handlerEnd struct {
-	normal bool
-	value  any // of the panic
+type deadlineHandler struct {
+	limit
+	machine *deadline.Deadline
 }
 
-func (x *exchange) note() {
-	r := x.r
-	x.accept = r.Header["Accept"]
-	x.method, x.target, x.remoteAddr = r.Method, r.RequestURI, r.RemoteAddr
-	x.major, x.minor = r.ProtoMajor, r.ProtoMinor
-	x.hasBody, x.hasForm = hasBody(r), r.MultipartForm != nil
+func (h *deadlineHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if now, end, ok := h.begin(w, r); ok {
+		h.machine.Serve(w, r, now, end)
+	}
 }
 
-// run is the handler's goroutine.
-func (x *exchange) run() {
-	var end handlerEnd
-	defer func() {
-		if !end.normal {
-			end.value = recover()
+// limit is how much time a request has: what RequestTimeout and
+// RequestDeadline have in common.
+type limit struct {
+	max         time.Duration
+	parameter   string
+	longRunning func(*http.Request) bool // nil: none
+	received    func(*http.Request) time.Time
+	next        http.Handler
+}
+
+func newLimit(o *DeadlineOptions, next http.Handler) limit {
+	l := limit{o.Max, o.Parameter, o.LongRunning, o.Received, next}
+	if l.max <= 0 {
+		l.max = time.Minute
+	}
+	return l
+}
+
+// begin returns when it was called and when r has to be answered. It reports
+// false if there is nothing left to do: a request without an end of its own is
+// next's alone, and one that asks for nonsense is told so.
+func (l *limit) begin(w http.ResponseWriter, r *http.Request) (now, deadline time.Time, ok bool) {
+	if l.longRunning != nil && l.longRunning(r) {
+		l.next.ServeHTTP(w, r)
+		return now, deadline, false
+	}
+	now = time.Now()
+	deadline, err := l.deadline(r, now)
+	if err != nil {
+		writeError(w, r, http.StatusBadRequest, err.Error())
+		return now, deadline, false
+	}
+	return now, deadline, true
+}
+
+// deadline returns when r has to be answered. An error is for the client to
+// read.
+func (l *limit) deadline(r *http.Request, now time.Time) (time.Time, error) {
+	if l.received != nil {
+		if t := l.received(r); !t.IsZero() {
+			now = t
 		}
-		x.finish(end)
-	}()
-	x.h.next.ServeHTTP(writerLike(&x.top), x.req)
-	end.normal = true
+	}
+	d := l.max
+	if l.parameter != "" && r.URL.RawQuery != "" {
+		s, err := queryValue(r.URL.RawQuery, l.parameter)
+		if err == nil && s != "" {
+			var asked time.Duration
+			if asked, err = time.ParseDuration(s); 0 < asked && asked < d {
+				d = asked
+			}
+		}
+		if err != nil {
+			return time.Time{}, fmt.Errorf("the query parameter %s must be a duration with its unit, like 1.5s or 300ms", l.parameter)
+		}
+	}
+	return now.Add(d), nil
 }
 
-// finish is the end of the handler's goroutine.
-func (x *exchange) finish(end handlerEnd) {
-	x.mu.Lock()
-	x.returned = true
-	if x.phase == exchangeRunning {
-		x.phase, x.end = exchangeFinished, end
-		x.mu.Unlock()
-		close(x.over)
-		return
-	}
-	outlives := x.outlives
-	x.mu.Unlock()
-
-	// net/http's goroutine has gone on without this one.
-	if end.value != nil && end.value != http.ErrAbortHandler {
-		x.logPanic(end.value)
-	}
-	if f := x.req.MultipartForm; f != nil && !x.hasForm {
-		f.RemoveAll() // net/http knows only the files of its own request
-	}
-	if outlives {
-		x.h.inFlight.outlived.add(-1)
-	}
-}
-
-// wait blocks until the handler has come to its end, and reports true, or the
-// exchange has expired.
-func (x *exchange) wait(left time.Duration) bool {
-	timer := time.NewTimer(left)
-	defer timer.Stop()
-	deadline, parentEnded := timer.C, x.ctx.parent.Done()
-	why := uint32(contextTimedOut)
-	for {
-		select {
-		case <-x.over:
-			return true
-		case <-deadline:
-			deadline = nil
-			if d, ok := x.ctx.parent.Deadline(); ok && !d.After(x.ctx.deadline) && !ended(x.ctx.state.Load()) {
-				// The parent ends now, too. If it is another RequestTimeout's, an
-				// answer begun here would be one that the other has to abort.
+// queryValue returns the first value of name in a query, as url.Values.Get
+// would, without parsing the rest of it. Of a pair that is malformed it
+// reports an error where url.ParseQuery would drop it.
+func queryValue(query, name string) (string, error) {
+	for pair := range strings.SplitSeq(query, "&") {
+		key, value, _ := strings.Cut(pair, "=")
+		if key != name {
+			if !strings.ContainsAny(key, "%+") {
 				continue
 			}
-		case <-parentEnded:
-			parentEnded = nil
-			why = contextParentEnded
-		}
-		if x.h.grace > 0 && !ended(x.ctx.state.Load()) {
-			if x.ctx.finish(why) {
-				timer.Reset(x.h.grace)
-				deadline, parentEnded = timer.C, nil
+			if k, err := url.QueryUnescape(key); err != nil || k != name {
+				continue
 			}
-			continue
 		}
-		if x.expire(why) {
-			return false
-		}
+		return url.QueryUnescape(value)
 	}
-}
-
-// expire ends the exchange. It does not if the exchange has finished, if the
-// connection is the handler's, or if that is because of a deadline that has
-// been lifted. It reports whether the exchange has expired.
-func (x *exchange) expire(why uint32) bool {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	switch {
-	case x.phase != exchangeRunning:
-		return false
-	case x.hijacked, why == contextTimedOut && x.ctx.state.Load() == contextLifted:
-		x.ctx.finish(why)
-		return false
-	}
-	// The handler is cut off before its context ends: if it is another
-	// RequestTimeout, it would begin to answer.
-	x.phase = exchangeExpired
-	x.ctx.finish(why)
-	return true
+	return "", nil
 }

@@ -1,4 +1,4 @@
-package graceful
+package deadline
 
 import (
 	"bufio"
