@@ -16,7 +16,7 @@ func (b *guardedBody) Read(p []byte) (n int, err error) {
 	if !b.enter() {
 		return 0, http.ErrHandlerTimeout
 	}
-	defer b.leave(&err)
+	defer func() { err = b.leave(n, err) }()
 	return b.inner.Read(p)
 }
 
@@ -24,7 +24,7 @@ func (b *guardedBody) Close() (err error) {
 	if !b.enter() {
 		return http.ErrHandlerTimeout
 	}
-	defer b.leave(&err)
+	defer func() { err = b.leave(0, err) }()
 	return b.inner.Close()
 }
 
@@ -38,21 +38,25 @@ func (b *guardedBody) enter() bool {
 	return true
 }
 
-func (b *guardedBody) leave(err *error) {
+// leave ends what enter began, a call that has read n bytes, and returns the
+// error that the handler gets for err.
+func (b *guardedBody) leave(n int, err error) error {
 	x := b.x
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.reading--
+	x.read += int64(n)
 	x.tellOutLocked()
 	switch {
 	case x.phase == exchangeExpired:
-		if *err != nil && *err != io.EOF {
-			*err = http.ErrHandlerTimeout
+		if err != nil && err != io.EOF {
+			return http.ErrHandlerTimeout
 		}
-	case *err == io.EOF:
+	case err == io.EOF:
 		x.sawEOF = true
 		x.copyTrailers()
 	}
+	return err
 }
 
 // copyTrailers gives the handler the request's trailers, which net/http puts

@@ -11,7 +11,9 @@ import (
 
 // A requestContext is context.WithDeadlineCause(parent, deadline, cause), with
 // two differences: the deadline can be lifted, and the timer and the channel
-// are made only when they are asked for.
+// are made only when they are asked for. A context that is asked for the first
+// time when both its deadline has passed and its parent has ended shows the
+// parent's end.
 //
 //	running ──▶ lifted          the deadline no longer counts
 //	   └──────────┴──▶ timedOut (from running only), parentEnded, over
@@ -53,8 +55,8 @@ func canceledWith(cause error) context.Context {
 	return ctx
 }
 
-// requestOver lends its cause to the contexts of requests that are over.
-var requestOver = canceledWith(context.Canceled)
+// canceled lends its cause to the contexts of requests that are over.
+var canceled = canceledWith(context.Canceled)
 
 func (c *requestContext) Deadline() (time.Time, bool) {
 	d, ok := c.parent.Deadline()
@@ -121,7 +123,7 @@ func (c *requestContext) Value(key any) any {
 	case contextTimedOut:
 		cause = c.timedOut.Value(key)
 	case contextOver:
-		cause = requestOver.Value(key)
+		cause = canceled.Value(key)
 	}
 	if cause != nil {
 		return cause
@@ -166,6 +168,13 @@ func (c *requestContext) lift() bool {
 		c.timer.Stop()
 	}
 	return true
+}
+
+// requestOver ends the context because the request is over, unless it has ended
+// or, without having been asked, ought to have.
+func (c *requestContext) requestOver() {
+	c.Err()
+	c.finish(contextOver)
 }
 
 // finish ends the context, unless it has ended, or was to end by a deadline

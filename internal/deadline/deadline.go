@@ -61,7 +61,7 @@ func NewTimeout(c Config) *Timeout { return &Timeout{c.prepared()} }
 // Serve serves r, at the time now, until the deadline.
 func (t *Timeout) Serve(w http.ResponseWriter, r *http.Request, now, deadline time.Time) {
 	x := newExchange(&t.cfg, w, r, deadline)
-	defer x.ctx.finish(contextOver)
+	defer x.ctx.requestOver()
 	go x.run()
 	if x.wait(deadline.Sub(now)) {
 		x.complete()
@@ -79,12 +79,12 @@ func NewDeadline(c Config) *Deadline { return &Deadline{c.prepared()} }
 // Serve serves r, which came at the time now, and lets its context end at the
 // deadline.
 func (d *Deadline) Serve(w http.ResponseWriter, r *http.Request, now, deadline time.Time) {
-	x := &deadlineRequest{now: now, r: r}
+	x := &deadlineRequest{now: now, r: r, major: r.ProtoMajor, connEnd: deadline.Add(d.cfg.Grace)}
 	x.top = guarded{x, w}
 	x.ctx.parent, x.ctx.deadline, x.ctx.timedOut = r.Context(), deadline, d.cfg.timedOut
 	x.ctx.selfDriven = true
 	x.req = *r.WithContext(&x.ctx)
-	x.limitConn(deadline.Add(d.cfg.Grace))
+	x.limitConn(false)
 	defer x.end()
 	d.cfg.Next.ServeHTTP(writerLike(&x.top), &x.req)
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"io"
 	"maps"
 	"net"
 	"net/http"
@@ -44,15 +45,17 @@ type exchange struct {
 	// Noted before the handler starts.
 	accept       []string // of the request
 	late         Late
-	major, minor int  // of the protocol
-	hasBody      bool // the request
-	hasForm      bool // an outer handler has parsed the request's multipart form
+	major, minor int   // of the protocol
+	hasBody      bool  // the request
+	length       int64 // of that body; -1 for unknown
+	hasForm      bool  // an outer handler has parsed the request's multipart form
 
 	mu        sync.Mutex // guards what follows
 	phase     exchangePhase
 	committed bool          // the status, or part of the body, is on its way
 	hijacked  bool          // the connection is the handler's
-	sawEOF    bool          // the request body has been read to its end
+	read      int64         // bytes of the request body that have been read
+	sawEOF    bool          // all of it has been read
 	returned  bool          // the handler has
 	outlives  bool          // the handler has been reported to Outlived
 	writing   int           // calls under way in the inner writer
@@ -85,7 +88,7 @@ func newExchange(cfg *Config, w http.ResponseWriter, r *http.Request, deadline t
 	x.accept = r.Header["Accept"]
 	x.late = Late{r.Context(), r.Method, r.RequestURI, r.RemoteAddr}
 	x.major, x.minor = r.ProtoMajor, r.ProtoMinor
-	x.hasBody, x.hasForm = hasBody(r), r.MultipartForm != nil
+	x.hasBody, x.hasForm, x.length = hasBody(r), r.MultipartForm != nil, r.ContentLength
 
 	x.respHeader = http.Header{}
 	if outer := w.Header(); len(outer) > 0 {
@@ -203,7 +206,7 @@ func (x *exchange) expire(why uint32) bool {
 
 func (x *exchange) header(http.ResponseWriter) http.Header { return x.respHeader }
 
-func (x *exchange) request() *http.Request { return x.r }
+func (x *exchange) noted() (context.Context, int) { return x.late.Context, x.major }
 
 func (x *exchange) enter(w http.ResponseWriter, call callKind) verdict {
 	x.mu.Lock()
@@ -292,10 +295,16 @@ func (x *exchange) hijack(w http.ResponseWriter) (net.Conn, *bufio.ReadWriter, e
 var past = time.Unix(1, 0)
 
 const (
-	// lingerTime is how long, after a 504, the rest of the request is still
-	// read: closing on unread bytes would reset the connection, and the client
-	// could lose the answer (as net/http's rstAvoidanceDelay).
+	// lingerTime is how long, after a 504, the rest of an HTTP/1 request is
+	// still read (as net/http's rstAvoidanceDelay).
 	lingerTime = 500 * time.Millisecond
+
+	// http1Rest is how much of the rest net/http reads by itself.
+	http1Rest = 256 << 10
+
+	// quietTime is how long, after a 504 to a client that may be sending, a
+	// handler that is reading waits for more.
+	quietTime = 10 * time.Millisecond
 
 	// http2CallTime is how long an expired HTTP/2 stream waits for a call of
 	// its handler that the stream's deadlines do not free: a write while the
@@ -382,14 +391,14 @@ func (x *exchange) timeOut() {
 	}
 	abort := gone || x.committed || x.writing > 0
 	unread := x.hasBody && !x.sawEOF
+	// An HTTP/1 client that has much more to send than net/http reads after a
+	// response would be reset, most likely before it has read the answer.
+	much := x.major < 2 && unread && max(x.length, x.read) > http1Rest
 	x.mu.Unlock()
 
-	if x.major >= 2 {
-		x.interrupt(false, http2CallTime)
-	} else {
-		// Two goroutines in one HTTP/1 connection would corrupt it, and
-		// net/http waits for the handler's Read before it answers.
-		x.interrupt(abort && unread, 0)
+	first := x.major >= 2 || much // the answer, before the handler leaves the body
+	if abort || !first {
+		x.interrupt(abort && unread)
 	}
 	if abort {
 		if x.closeDelimited() {
@@ -403,20 +412,37 @@ func (x *exchange) timeOut() {
 		clear(h)
 		maps.Copy(h, x.outer)
 	}
+	rc := http.NewResponseController(x.w)
 	if unread && x.major < 2 {
 		// Without that net/http would first read the rest, which may never
 		// come.
 		h.Set("Connection", "close")
-		http.NewResponseController(x.w).SetReadDeadline(time.Now().Add(lingerTime))
+		if !much {
+			rc.SetReadDeadline(time.Now().Add(lingerTime))
+		}
 	}
 	x.cfg.Answer(x.w, x.accept)
+	if !first || !x.hasBody {
+		return
+	}
+
+	// The body is the caller's as soon as this returns, so the handler has to be
+	// out of it. While data comes its Read ends by itself. Interrupting it breaks
+	// a chunked body for the reading below, and over HTTP/2 has net/http reset
+	// the stream if there is more data. So the answer goes out before.
+	sent := rc.Flush() == nil
+	if !sent || !x.waitOut(true, quietTime) {
+		x.interrupt(false)
+	}
+	if much && sent && rc.SetReadDeadline(time.Now().Add(lingerTime)) == nil {
+		io.Copy(io.Discard, x.body.inner)
+	}
 }
 
 // interrupt makes the calls that are under way in the inner writer and in the
-// inner body come back, and waits until they have, at most for the time given
-// unless it is zero. With unread nothing can be read any more even if nobody is
-// reading.
-func (x *exchange) interrupt(unread bool, most time.Duration) {
+// inner body come back, and waits until they have. With unread, nothing can be
+// read from an HTTP/1 connection from then on even if no call is reading now.
+func (x *exchange) interrupt(unread bool) {
 	rc := http.NewResponseController(x.w)
 	x.mu.Lock()
 	writing, reading := x.writing > 0, x.reading > 0
@@ -424,30 +450,42 @@ func (x *exchange) interrupt(unread bool, most time.Duration) {
 	if writing {
 		rc.SetWriteDeadline(past)
 	}
-	if reading || unread {
+	if reading || unread && x.major < 2 {
 		// If this cannot be done, waiting for the reader would be in vain.
 		reading = rc.SetReadDeadline(past) == nil && reading
 	}
-
-	var timeout <-chan time.Time
-	if most > 0 && (writing || reading) {
-		t := time.NewTimer(most)
-		defer t.Stop()
-		timeout = t.C
+	if x.major < 2 {
+		// However long it takes: two goroutines in one HTTP/1 connection would
+		// corrupt it.
+		x.waitOut(reading, 0)
+	} else {
+		x.waitOut(reading, http2CallTime)
 	}
+}
+
+// waitOut blocks until no call is under way in the inner writer and, with
+// reading, in the inner body, at most for the time given unless it is zero. It
+// reports whether they are out.
+func (x *exchange) waitOut(reading bool, most time.Duration) bool {
+	var timeout <-chan time.Time
 	for {
 		x.mu.Lock()
 		if x.writing == 0 && (!reading || x.reading == 0) {
 			x.mu.Unlock()
-			return
+			return true
 		}
 		out := make(chan struct{})
 		x.out = out
 		x.mu.Unlock()
+		if most > 0 && timeout == nil {
+			t := time.NewTimer(most)
+			defer t.Stop()
+			timeout = t.C
+		}
 		select {
 		case <-out:
 		case <-timeout:
-			return
+			return false
 		}
 	}
 }

@@ -2,6 +2,7 @@ package deadline
 
 import (
 	"bufio"
+	"context"
 	"net"
 	"net/http"
 	"sync"
@@ -18,6 +19,9 @@ type deadlineRequest struct {
 	ctx requestContext
 	top guarded
 
+	connEnd time.Time // when the connection's deadlines are
+	major   int       // of the protocol
+
 	mu        sync.Mutex // guards what follows
 	committed bool       // the status is on its way
 	hijacked  bool       // the connection is the handler's
@@ -27,22 +31,30 @@ type deadlineRequest struct {
 // have to the request that came.
 func (x *deadlineRequest) end() {
 	HandBack(x.r, &x.req)
-	x.ctx.finish(contextOver)
+	x.ctx.requestOver()
 }
 
-// limitConn sets the deadlines of the connection to t, but does not put off
-// those of the server. net/http takes them away before the next request. Where
-// there are none to set, the context has to do.
-func (x *deadlineRequest) limitConn(t time.Time) {
+// limitConn sets the deadlines of the connection to connEnd, or with lifted back
+// to what they were. It does not put off those of the server. net/http takes
+// them away before the next request. Where they cannot be set, the context has
+// to do.
+func (x *deadlineRequest) limitConn(lifted bool) {
 	rc := http.NewResponseController(x.top.w)
-	write, read := x.serverDeadlines()
-	if write.IsZero() || t.Before(write) {
-		rc.SetWriteDeadline(t)
+	set := func(set func(time.Time) error, servers time.Time) {
+		switch {
+		case !servers.IsZero() && !x.connEnd.Before(servers):
+		case lifted:
+			set(servers)
+		default:
+			set(x.connEnd)
+		}
 	}
+	write, read := x.serverDeadlines()
+	set(rc.SetWriteDeadline, write)
 	// Without a body the server reads only to learn whether the client is
 	// still there, and would take a passed deadline for a client that is not.
-	if hasBody(x.r) && (read.IsZero() || t.Before(read)) {
-		rc.SetReadDeadline(t)
+	if hasBody(x.r) {
+		set(rc.SetReadDeadline, read)
 	}
 }
 
@@ -73,12 +85,7 @@ func (x *deadlineRequest) enter(w http.ResponseWriter, call callKind) verdict {
 	}
 	x.committed = true
 	if isEventStream(w.Header()) && x.ctx.lift() {
-		rc := http.NewResponseController(w)
-		write, read := x.serverDeadlines()
-		rc.SetWriteDeadline(write)
-		if hasBody(x.r) {
-			rc.SetReadDeadline(read)
-		}
+		x.limitConn(true)
 	}
 	return v
 }
@@ -100,4 +107,4 @@ func (x *deadlineRequest) hijack(w http.ResponseWriter) (net.Conn, *bufio.ReadWr
 	return conn, buf, err
 }
 
-func (x *deadlineRequest) request() *http.Request { return x.r }
+func (x *deadlineRequest) noted() (context.Context, int) { return x.ctx.parent, x.major }

@@ -2,6 +2,7 @@ package deadline
 
 import (
 	"bufio"
+	"context"
 	"io"
 	"net"
 	"net/http"
@@ -52,12 +53,12 @@ func (g *guarded) enterWrite(n int) error {
 
 // logMisuse logs a mistake of the handler with the line at which it is.
 func (g *guarded) logMisuse(mistake string) {
-	r := g.gate.request()
-	if r.ProtoMajor >= 2 {
+	ctx, major := g.gate.noted()
+	if major >= 2 {
 		return // net/http does not log it
 	}
 	at := caller()
-	Logf(r.Context())("http: %s from %s (%s:%d)", mistake, at.Function, path.Base(at.File), at.Line)
+	Logf(ctx)("http: %s from %s (%s:%d)", mistake, at.Function, path.Base(at.File), at.Line)
 }
 
 // caller returns the first function on the stack that is neither net/http's nor
@@ -164,9 +165,8 @@ type gate interface {
 	// header returns the response's header as the handler sees it.
 	header(w http.ResponseWriter) http.Header
 
-	// enter begins a call into the inner writer w, unless it returns another
-	// verdict than pass; leave ends it, and returns the
-	// error that the handler gets for err.
+	// enter begins a call into the inner writer w if it returns pass; leave
+	// ends it, and returns the error that the handler gets for err.
 	enter(w http.ResponseWriter, call callKind) verdict
 	leave(err error) error
 
@@ -176,8 +176,9 @@ type gate interface {
 	// hijack hijacks w, which is an http.Hijacker.
 	hijack(w http.ResponseWriter) (net.Conn, *bufio.ReadWriter, error)
 
-	// request returns the request as it came.
-	request() *http.Request
+	// noted returns the context of the request as it came, and the major
+	// version of its protocol.
+	noted() (ctx context.Context, major int)
 }
 
 // A callKind is a kind of call into a ResponseWriter.
@@ -213,7 +214,7 @@ type verdict int
 const (
 	pass verdict = iota
 	tooLate
-	superfluous //  the status is on its way already
+	superfluous // the status is on its way already
 	afterHijack
 )
 
@@ -238,17 +239,28 @@ func isEventStream(h http.Header) bool {
 	return false
 }
 
-// readFrom hands files to the inner writer as they are, for sendfile. What
-// else there is to read from may block, and the deadline could not free it
-// from inside the inner writer: that is read here, and handed over in pieces.
+// readFrom hands files to the inner writer as they are, for sendfile. For an
+// exchange, what else there is to read from is read here, and handed over in
+// pieces: reading it may block, and the deadline could not free it from inside
+// the inner writer.
+//
+// The first bytes are always read here: if there are none, the response has not
+// begun.
 func (g *guarded) readFrom(src io.Reader) (n int64, err error) {
-	if sendfile.IsFile(src) {
-		return g.readFromInner(src)
-	}
+	_, interrupts := g.gate.(*exchange)
+	whole := !interrupts || sendfile.IsFile(src)
 	buf := copyBufs.Get().(*[copyBufSize]byte)
 	defer copyBufs.Put(buf)
+	size := len(buf)
+	if whole {
+		size = 512 // which net/http would copy, too, to learn the type
+	}
 	for {
-		nr, rerr := src.Read(buf[:])
+		if whole && n > 0 {
+			nw, err := g.readFromInner(src)
+			return n + nw, err
+		}
+		nr, rerr := src.Read(buf[:size])
 		if nr > 0 {
 			nw, werr := g.readFromInner(&piece{buf[:nr]})
 			n += nw
