@@ -723,6 +723,53 @@ func TestDeadlineLiftedByHijack(t *testing.T) {
 	}
 }
 
+// A connection that was hijacked stays the handler's when the request's context
+// ends, also in the grace period: the context tells the handler, and nothing
+// else happens.
+func TestRequestTimeoutHijackOutlivesContext(t *testing.T) {
+	for name, tt := range map[string]struct{ hijack, cancel, grace time.Duration }{
+		"then cancelled":            {0, time.Second, 0},
+		"then cancelled, grace":     {0, time.Second, time.Second},
+		"in the grace":              {limit + 1, 0, time.Second},
+		"in the grace, then killed": {limit + 1, limit + 2, time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			withBench(t, false, func(b *bench) {
+				over := make(chan any, 1)
+				h := (&graceful.RequestTimeout{Max: limit, Grace: tt.grace}).Handler(handlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					time.Sleep(tt.hijack)
+					conn, _, err := w.(http.Hijacker).Hijack()
+					if err != nil {
+						b.Error(err)
+						return
+					}
+					defer conn.Close()
+					<-r.Context().Done()
+					time.Sleep(5 * limit)
+					io.WriteString(conn, "HTTP/1.1 200 Mine\r\nConnection: close\r\n\r\n")
+				}))
+				b.serve(handlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					defer func() { over <- recover() }()
+					ctx, cancel := context.WithCancel(r.Context())
+					defer cancel()
+					if tt.cancel > 0 {
+						time.AfterFunc(tt.cancel, cancel)
+					}
+					h.ServeHTTP(w, r.WithContext(ctx))
+				}))
+				conn := b.dial()
+				io.WriteString(conn, bareGet)
+				if resp, err := http.ReadResponse(bufio.NewReader(conn), nil); err != nil || resp.Status != "200 Mine" {
+					b.Error(resp, err)
+				}
+				if v := <-over; v != nil {
+					b.Errorf("panic %v", v)
+				}
+			})
+		})
+	}
+}
+
 // The tunnels of httputil.ReverseProxy, which derives a context of its own from
 // the request's and hangs both connections on it. Only WebSockets used to
 // outlive the deadline, because the client had called them that
