@@ -1,4 +1,4 @@
-package graceful
+package deadline
 
 import (
 	"bufio"
@@ -144,8 +144,8 @@ type (
 
 func (w writerF) Flush() { w.FlushError() }
 
-func (w writerH) Hijack() (net.Conn, *bufio.ReadWriter, error)  { return w.hijack() }
-func (w writerFH) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
+func (w writerH) Hijack() (net.Conn, *bufio.ReadWriter, error)  { return w.gate.hijack(w.w) }
+func (w writerFH) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.gate.hijack(w.w) }
 
 func (w writerR) ReadFrom(src io.Reader) (int64, error)   { return w.readFrom(src) }
 func (w writerFR) ReadFrom(src io.Reader) (int64, error)  { return w.readFrom(src) }
