@@ -140,6 +140,22 @@ func (h *Health) SetReady(ready bool) {
 // Handler do.
 func (h *Health) Shutdown() { h.shutdown.Store(true) }
 
+// Alive returns nil if no check of liveness fails, and otherwise their errors
+// with their names. It is LiveHandler for callers in the process, such as
+// SystemdWatchdog. It waits for the checks until ctx ends.
+func (h *Health) Alive(ctx context.Context) error {
+	h.mu.Lock()
+	checks := h.live
+	h.mu.Unlock()
+	var failed []error
+	for i, run := range h.startAll(ctx, checks, nil) {
+		if _, _, err := run.wait(ctx); err != nil && !checks[i].WarnOnly {
+			failed = append(failed, fmt.Errorf("%s: %w", checks[i].Name, err))
+		}
+	}
+	return errors.Join(failed...)
+}
+
 // ReadyHandler answers 200 if the process should be sent requests, and 503
 // with the names of what is against it otherwise. Beside the checks that were
 // added these are "startup" (the application is not ready yet) and
@@ -235,12 +251,7 @@ func (h *Health) answer(w http.ResponseWriter, r *http.Request, builtin []checkR
 		}
 		return ok
 	}
-	runs := make([]*checkRun, len(checks))
-	for i, c := range checks {
-		if !exclude(c.Name) {
-			runs[i] = h.start(c, r.Context())
-		}
-	}
+	runs := h.startAll(r.Context(), checks, exclude)
 	results := builtin
 	for i := range results {
 		results[i].excluded = exclude(results[i].name)
@@ -248,7 +259,7 @@ func (h *Health) answer(w http.ResponseWriter, r *http.Request, builtin []checkR
 	for i, c := range checks {
 		res := checkResult{name: c.Name, warnOnly: c.WarnOnly, excluded: runs[i] == nil}
 		if run := runs[i]; run != nil {
-			res.err, res.at, res.took = run.wait(r.Context())
+			res.at, res.took, res.err = run.wait(r.Context())
 		}
 		results = append(results, res)
 	}
@@ -395,10 +406,21 @@ type checkRun struct {
 	ended time.Time
 }
 
+// startAll returns the runs of checks, nil for those that exclude is true of.
+func (h *Health) startAll(ctx context.Context, checks []*check, exclude func(name string) bool) []*checkRun {
+	runs := make([]*checkRun, len(checks))
+	for i, c := range checks {
+		if exclude == nil || !exclude(c.Name) {
+			runs[i] = h.start(ctx, c)
+		}
+	}
+	return runs
+}
+
 // start returns c's run: the one under way, else the last one if it is recent
 // enough, else a new one. A run goes on when the probe that began it has gone,
 // for others may have joined it.
-func (h *Health) start(c *check, probe context.Context) *checkRun {
+func (h *Health) start(ctx context.Context, c *check) *checkRun {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	before := c.run
@@ -419,7 +441,7 @@ func (h *Health) start(c *check, probe context.Context) *checkRun {
 	if timeout <= 0 {
 		timeout = time.Second
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(probe), timeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	run := &checkRun{
 		ctx:   ctx,
 		began: time.Now(),
@@ -464,7 +486,7 @@ func (r *checkRun) call(f func(context.Context) error) {
 }
 
 // wait returns the run's result, once it is known or ctx has ended.
-func (r *checkRun) wait(ctx context.Context) (err error, at time.Time, took time.Duration) {
+func (r *checkRun) wait(ctx context.Context) (at time.Time, took time.Duration, err error) {
 	select {
 	case <-r.done:
 	case <-r.ctx.Done():
@@ -472,7 +494,7 @@ func (r *checkRun) wait(ctx context.Context) (err error, at time.Time, took time
 	}
 	select {
 	case <-r.done:
-		return r.err, r.ended, r.ended.Sub(r.began)
+		return r.ended, r.ended.Sub(r.began), r.err
 	default:
 	}
 	err = ctx.Err()
@@ -480,5 +502,5 @@ func (r *checkRun) wait(ctx context.Context) (err error, at time.Time, took time
 		err = r.late
 	}
 	now := time.Now()
-	return err, now, now.Sub(r.began)
+	return now, now.Sub(r.began), err
 }

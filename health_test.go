@@ -248,7 +248,7 @@ func TestHealthProbeStorm(t *testing.T) {
 		sick.Store(true)
 		time.Sleep(5*time.Second - 1)
 		storm(200, 0, 1)
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		storm(503, 100*ms, 2)
 		sick.Store(false)
 		storm(503, 0, 2)
@@ -281,6 +281,21 @@ func TestHealthProbeGone(t *testing.T) {
 			t.Error(got, time.Since(start))
 		}
 	})
+}
+
+// Alive is LiveHandler's verdict without HTTP.
+func TestHealthAlive(t *testing.T) {
+	var h graceful.Health
+	dead := errors.New("deadlocked")
+	h.AddCheck("db", func(context.Context) error { return errors.New("away") })
+	h.Add(graceful.HealthCheck{Name: "gc", Live: true, WarnOnly: true, Check: func(context.Context) error { return dead }})
+	if err := h.Alive(t.Context()); err != nil {
+		t.Error(err)
+	}
+	h.AddLiveCheck("loop", func(context.Context) error { return dead })
+	if err := h.Alive(t.Context()); !errors.Is(err, dead) || err.Error() != "loop: deadlocked" {
+		t.Error(err)
+	}
 }
 
 // Each change of a check is told once, whether or not the answers show it.
