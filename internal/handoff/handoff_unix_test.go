@@ -291,7 +291,11 @@ func TestFailures(t *testing.T) {
 	} {
 		t.Run(tt.part, func(t *testing.T) {
 			before := descriptors(t)
+			began := time.Now()
 			s, err := start(t, tt.limit, tt.part, tt.addr, socket)
+			if took := time.Since(began); tt.limit == time.Minute && took > tt.limit/2 {
+				t.Errorf("after %v, by the time limit", took)
+			}
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("%v, want %q", err, tt.want)
 			}
