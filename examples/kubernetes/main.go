@@ -78,6 +78,7 @@ func hello(w http.ResponseWriter, r *http.Request) {
 	case <-time.After(work):
 		fmt.Fprintln(w, "Hello.")
 	case <-r.Context().Done():
+		http.Error(w, "out of time", http.StatusServiceUnavailable)
 	}
 }
 
