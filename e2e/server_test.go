@@ -15,12 +15,15 @@ import (
 // serve is the first argument that makes the test binary the server under test.
 const serve = "serve"
 
+// modes are the first arguments that make the test binary something else.
+var modes = map[string]func(args []string) (status int){
+	serve: server,
+	load:  runLoad,
+}
+
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == serve {
-		os.Exit(server(os.Args[2:]))
-	}
-	if len(os.Args) > 1 && os.Args[1] == load {
-		os.Exit(runLoad(os.Args[2:]))
+	if len(os.Args) > 1 && modes[os.Args[1]] != nil {
+		os.Exit(modes[os.Args[1]](os.Args[2:]))
 	}
 	os.Exit(tests(m))
 }
