@@ -140,7 +140,7 @@ func Start(ctx context.Context, o Options) (*Successor, error) {
 			// A process that dies closes the pipe first; its end says more.
 			select {
 			case <-s.exited:
-			case <-time.After(100 * time.Millisecond):
+			case <-time.After(time.Second):
 			}
 		}
 	case <-s.exited: // the pipe may be held open by a child of its own
@@ -155,6 +155,7 @@ func Start(ctx context.Context, o Options) (*Successor, error) {
 			return s, nil
 		}
 		s.end(o.StopTimeout)
+		err = fmt.Errorf("%w (then: %v)", err, s.Err())
 	}
 	return fail(fmt.Errorf("process %d did not become ready: %w", s.PID(), err))
 }
