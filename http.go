@@ -346,7 +346,10 @@ func (h *httpConn) enter(r *http.Request) {
 	h.c.set(flagInHandler)
 }
 
-func (h *httpConn) leave() { h.c.unset(flagInHandler) }
+func (h *httpConn) leave() {
+	h.c.unset(flagInHandler)
+	h.c.m.changed(h.c, connActive) // the response may be out, and the request's body to come
+}
 
 func (h *httpConn) begin(r *http.Request) {
 	h.s.streamCount.Add(1)
@@ -455,8 +458,11 @@ func (s *Server) moved(c *conn, state http.ConnState) {
 		}
 		c.setState(connActive)
 	case http.StateIdle:
-		if c.h1.last && !c.multiplexes() {
-			c.h1.endLast(c) // does not return; hooks hear of the end next, as after net/http's own close
+		if !c.multiplexes() {
+			if c.h1.last {
+				c.h1.endLast(c) // does not return; hooks hear of the end next, as after net/http's own close
+			}
+			c.h1.response()
 		}
 	case http.StateClosed:
 		if c.load().state() == connHijacked {

@@ -19,11 +19,14 @@ import (
 // It belongs to that goroutine, and to those that the handler lets write. Once
 // the connection is hijacked it is not changed any more.
 type http1Conn struct {
-	// buffer is the size of the buffer that net/http reads requests into, as far
-	// as it is known: the most that a Read of a request has asked for. A Read
-	// that asks for less, when a response is out, tells how much of the next
-	// request is in that buffer already.
-	buffer int32
+	// What has come of the next request when a response is out is in net/http's
+	// buffer, and not seen as it is read. net/http waits for four bytes before it
+	// looks at a request, and sets a read deadline before and behind that wait. So
+	// four bytes were there if a second deadline is set with nothing read, and
+	// fewer if it asks for less than the buffer's size: buffer is the most that a
+	// Read of a request has asked for.
+	buffer    int32
+	deadlines uint8 // that were set since the response
 
 	// preface is how much of HTTP/2's preface has come, and -1 when the
 	// connection does not begin so or is not asked for it.
@@ -34,7 +37,8 @@ type http1Conn struct {
 	last  bool  // and says that it is the connection's last
 }
 
-// net/http ignores line ends before a request and waits for four bytes.
+// net/http ignores line ends before a request, up to the four bytes that it waits
+// for.
 const maxBlank = 3
 
 // enterRead notes that net/http asks for up to size bytes.
@@ -50,6 +54,16 @@ func (h *http1Conn) enterRead(c *conn, size int) {
 			c.begun() // the beginning of a request came with the one before it
 		}
 		h.buffer = max(h.buffer, int32(size))
+	}
+}
+
+// deadlineSet notes that net/http has set a read deadline.
+func (h *http1Conn) deadlineSet(c *conn) {
+	if s := c.load().state(); s != connIdle && s != connEnding || c.multiplexes() {
+		return
+	}
+	if h.deadlines++; h.deadlines == 2 {
+		c.begun()
 	}
 }
 
@@ -113,6 +127,9 @@ func (h *http1Conn) request(c *conn) {
 		c.unset(flagAhead | flagGaveUp)
 	}
 }
+
+// response notes that the response is out.
+func (h *http1Conn) response() { h.deadlines = 0 }
 
 // lastResponse notes that p is about to be written, or nil for what is not seen.
 // It reports whether a final response begins with p that is to be the

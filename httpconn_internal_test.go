@@ -10,7 +10,7 @@ import (
 // is that request's, however quickly one follows another.
 func TestRequestsWhileServing(t *testing.T) {
 	const times = 20_000
-	h := &httpConn{c: new(conn)}
+	h := &httpConn{c: &conn{m: newManager(drainRules{})}}
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		ring := []*http.Request{
