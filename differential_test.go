@@ -471,6 +471,7 @@ func (s *diffScript) compare(ref, got diffRun, n *diffCounts) string {
 	if diffShow != nil {
 		diffShow("net/http: %q %v\n%v", ref.entered, ref.after, want)
 		diffShow("ours: %q %v\n%v", got.entered, got.after, have)
+		diffShow = nil
 	}
 
 	// What handlers were given.
@@ -484,7 +485,7 @@ func (s *diffScript) compare(ref, got diffRun, n *diffCounts) string {
 	}
 	// What was answered.
 	for i, h := range have {
-		if h.interim() && h.close && !(i < len(want) && want[i].close) {
+		if h.interim() && h.close && i < len(want) && !want[i].close {
 			return fmt.Sprintf("interim: response %d, a %d, says close", i, h.status)
 		}
 		if i >= len(want) && ref.panicked {
