@@ -3,7 +3,7 @@ module github.com/seed-121bbccf/graceful/interop
 go 1.26
 
 require (
-	github.com/seed-121bbccf/graceful v0.0.0
+	github.com/seed-121bbccf/graceful v0.1.0
 	golang.org/x/net v0.47.0
 	google.golang.org/grpc v1.77.0
 	google.golang.org/protobuf v1.36.10

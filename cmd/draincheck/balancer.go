@@ -226,6 +226,15 @@ func (b *balanced) roll(ctx context.Context) (Stop, error) {
 	return s, b.serving(ctx)
 }
 
+func (b *balanced) died() error {
+	for _, p := range append(b.servers, b.balancer) {
+		if err := p.died(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (b *balanced) said(id string) []string { return b.balancer.out.lines(id) }
 
 func (b *balanced) close() {

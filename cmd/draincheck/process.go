@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -31,6 +32,7 @@ type process struct {
 	exited    time.Time     // set before done is closed
 	status    string        // set before done is closed
 	stdin     io.Closer     // held open; its end tells our own servers that we are gone
+	mark      string        // in the environment of all that it starts
 	listener  watch         // of the port, once it listens
 }
 
@@ -42,7 +44,8 @@ func startProcess(argv []string, port, tlsPort int, verbose io.Writer) (*process
 		args[i] = fill.Replace(a)
 	}
 	p := &process{cmd: exec.Command(args[0], args[1:]...), port: port, tls: tlsPort, out: &tail{also: verbose}, done: make(chan struct{})}
-	p.cmd.Env = append(os.Environ(), "PORT="+strconv.Itoa(port))
+	p.mark = "DRAINCHECK_SERVER=" + rand.Text()
+	p.cmd.Env = append(os.Environ(), "PORT="+strconv.Itoa(port), p.mark)
 	p.cmd.Stdout, p.cmd.Stderr = p.out, p.out
 	p.cmd.WaitDelay = time.Second // a grandchild may hold the pipe
 	ownGroup(p.cmd)
@@ -125,7 +128,7 @@ func (p *process) stop(ctx context.Context, sig syscall.Signal, grace time.Durat
 	select {
 	case <-p.done:
 	case <-timer.C:
-		s.Killed = true
+		s.Killed, s.KilledAfter = true, ms(time.Since(s.Began))
 		p.kill()
 	case <-ctx.Done():
 		p.kill()
@@ -134,12 +137,49 @@ func (p *process) stop(ctx context.Context, sig syscall.Signal, grace time.Durat
 	s.Exit = ms(p.exited.Sub(s.Began))
 	s.Closed = min(ms((<-closed).Sub(s.Began)), s.Exit)
 	s.Status = p.status
+	if !s.Killed {
+		s.Left = p.left(ctx)
+	}
 	return s, nil
 }
 
-// kill ends p and all that it started, and waits for it.
+// died returns an error that says so if p has exited; p may be nil.
+func (p *process) died() error {
+	if p == nil {
+		return nil
+	}
+	select {
+	case <-p.done:
+		return fmt.Errorf("the server exited by itself (status %s)%s", p.status, p.out)
+	default:
+		return nil
+	}
+}
+
+// leaveWithin is how long what a server started may live on after its exit.
+const leaveWithin = 200 * time.Millisecond
+
+// left returns what p started and what outlives it, by name and number.
+func (p *process) left(ctx context.Context) []string {
+	for began := time.Now(); ; {
+		pids := marked(p.mark)
+		if len(pids) == 0 || time.Since(began) > leaveWithin || sleep(ctx, 10*time.Millisecond) != nil {
+			var names []string
+			for _, pid := range pids {
+				names = append(names, fmt.Sprintf("%s (%d)", processName(pid), pid))
+			}
+			return names
+		}
+	}
+}
+
+// kill ends p and all that it started, and waits for it. What has left p's
+// process group, by setsid, is found by p's mark.
 func (p *process) kill() {
 	killGroup(p.cmd)
+	for _, pid := range marked(p.mark) {
+		sendSignal(pid, syscall.SIGKILL)
+	}
 	<-p.done
 	p.stdin.Close()
 }

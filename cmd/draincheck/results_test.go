@@ -55,7 +55,7 @@ func TestResultsText(t *testing.T) {
 	for _, want := range []string{
 		"## " + modes[0].title, "## " + nginx.title, "](results/direct.svg)",
 		"| traffic | theirs | this library |", "| **1**/7\u00a0‡ |", "\n‡ inherent:", "| **2**/8\u00a0† |", "\n† inherent: nginx",
-		"| " + trial.title + " | " + trial.known + " | 5/12,345 | 3/25 |", "| keep-alive | **5**/12,345 | 0/10 |", "| exit after, median | 1,234 ms | 5 ms |",
+		"| " + trial.title + " | " + trial.known + " | 5/12,345 | 3/25 |", "| keep-alive | **5**/12,345 | 0/10 |", "| exit after: median, range | 1,234 ms (1,234 to 5,000) | 5 ms |",
 		"theirs lost by cause: 4 EOF, 1 reset", "3 stops of each, 7 clients", "2026-01-02", "`go run ./cmd/draincheck results -rounds 3`",
 		"`\nThis library at an unknown commit, from stop 4 on at `abc2`.\n",
 		"- this library, stop 2, idle: begun -3.0 ms and lost 4.6 ms after the signal (EOF); the balancer: SD 502\n",
@@ -140,10 +140,11 @@ func TestNoteLosses(t *testing.T) {
 	if diff := cmp.Diff(want, s.Losses); diff != "" {
 		t.Error(diff)
 	}
-	for range maxLosses {
+	for range 10 {
 		s.noteLosses(res, "tls", b)
+		s.noteLosses(res, "upload", b)
 	}
-	if len(s.Losses) != maxLosses {
-		t.Errorf("%d are kept", len(s.Losses))
+	if len(s.Losses) != 2*sameLosses || len(s.firstLosses()) != 2 {
+		t.Errorf("%d are kept, and %d told", len(s.Losses), len(s.firstLosses()))
 	}
 }

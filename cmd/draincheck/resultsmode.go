@@ -70,5 +70,8 @@ func (m mode) load(dir string) (*Report, error) {
 	if err := json.Unmarshal(text, &rep); err != nil {
 		return nil, fmt.Errorf("%s: %w", m.name, err)
 	}
+	for _, s := range rep.Subjects {
+		s.spreads()
+	}
 	return &rep, nil
 }

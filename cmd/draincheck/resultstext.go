@@ -159,10 +159,10 @@ func (r *Report) cells(f func(string, ...any), inherent string) {
 			f("%s |", row)
 		}
 	}
-	rows := []string{"| all", "| exit after, median", "| p99 of keep-alive, before", "| p99 of keep-alive, from the signal on"}
+	rows := []string{"| all", "| exit after: median, range", "| p99 of keep-alive, before", "| p99 of keep-alive, from the signal on"}
 	for _, s := range r.Subjects {
 		rows[0] += fmt.Sprintf(" | **%s**/%s", thousands(s.lost()), thousands(s.sent()))
-		rows[1] += fmt.Sprintf(" | %s ms", thousands(int(s.median(func(st Stop) float64 { return st.Exit }))))
+		rows[1] += fmt.Sprintf(" | %v", s.Exit)
 		rows[2] += fmt.Sprintf(" | %.0f ms", s.Lanes[0].Before.P99)
 		rows[3] += fmt.Sprintf(" | %.0f ms", s.Lanes[0].During.P99)
 	}

@@ -84,7 +84,7 @@ func (r *Report) rows() []string {
 func (r *Report) lastMoment() float64 {
 	last := 200.0
 	for _, s := range r.Subjects {
-		last = max(last, s.median(func(st Stop) float64 { return st.Exit }))
+		last = max(last, s.Exit.Median)
 	}
 	return min(last, 2500)
 }
@@ -221,8 +221,8 @@ func (p *picture) moments(s *Subject, bottom float64) {
 	if len(s.Stops) == 0 {
 		return
 	}
-	closed := s.median(func(st Stop) float64 { return st.Closed })
-	exit := s.median(func(st Stop) float64 { return st.Exit })
+	closed := s.Closed.Median
+	exit := s.Exit.Median
 	mark(0, "sig", html.EscapeString(s.Stops[0].Signal), 0)
 	mark(min(closed, p.to), "mom", fmt.Sprintf("listener closed, %.0f ms", closed), 1)
 	mark(min(exit, p.to), "sig", fmt.Sprintf("exit, %.0f ms", exit), 2)

@@ -35,6 +35,9 @@ type Run struct {
 	ended   bool
 }
 
+// Clients returns how many clients there are.
+func (r *Run) Clients() int { return r.load.Clients }
+
 // WaitSteady blocks until n requests have been answered since Start, so that
 // what the caller does next comes in full flow. It returns ErrEnded if that can
 // no longer be.
