@@ -6,9 +6,9 @@ import (
 	"strings"
 )
 
-// An Advice says what a cause of losses means, and what to change.
+// An Advice says what causes of losses mean, and what to change.
 type Advice struct {
-	Cause   string   `json:"cause"`
+	Causes  []string `json:"causes"`
 	Kinds   []string `json:"kinds"` // of traffic, which lost by it
 	Lost    int      `json:"lost"`
 	Meaning string   `json:"meaning"`
@@ -23,6 +23,9 @@ var remedies = []struct {
 	fits            func(cause string, l lane, via bool) bool
 	meaning, change string
 }{
+	{"killed", causeIs(causeKilled),
+		"the server had not exited within -grace, and was killed with these requests in it",
+		"find what it waits for: often connections that clients keep, which have to be told Connection: close, or a task without an end; give the stop a time limit of its own, below that of the supervisor"},
 	{"paused", causeIs("paused"),
 		"the client had paused for longer than the server's quiet window (-window), and spoke when its connection was being closed",
 		"let the server keep idle connections for longer than its clients pause, or its clients close theirs earlier"},
@@ -86,13 +89,14 @@ func (s *Subject) advise() []Advice {
 	for _, l := range s.Lanes {
 		for _, cause := range byCount(l.Lost) {
 			a := adviceFor(cause, laneNamed(l.Name), s.via)
-			i := slices.IndexFunc(all, func(b Advice) bool { return b.Cause == cause && b.Link == a.Link })
+			i := slices.IndexFunc(all, func(b Advice) bool { return b.Link == a.Link })
 			if i < 0 {
 				i = len(all)
 				all = append(all, a)
 			}
 			all[i].Lost += l.Lost[cause]
-			all[i].Kinds = append(all[i].Kinds, l.Name)
+			all[i].Causes = addTo(all[i].Causes, cause)
+			all[i].Kinds = addTo(all[i].Kinds, l.Name)
 		}
 	}
 	slices.SortStableFunc(all, func(a, b Advice) int { return cmp.Compare(b.Lost, a.Lost) })
@@ -102,13 +106,20 @@ func (s *Subject) advise() []Advice {
 func adviceFor(cause string, l lane, via bool) Advice {
 	for _, r := range remedies {
 		if r.fits(cause, l, via) {
-			return Advice{Cause: cause, Meaning: r.meaning, Change: r.change, Link: manual + "#" + r.anchor}
+			return Advice{Meaning: r.meaning, Change: r.change, Link: manual + "#" + r.anchor}
 		}
 	}
 	panic("unreachable: the last remedy fits all")
 }
 
+func addTo(list []string, s string) []string {
+	if slices.Contains(list, s) {
+		return list
+	}
+	return append(list, s)
+}
+
 // String returns the advice in a sentence.
 func (a Advice) String() string {
-	return a.Cause + " on " + strings.Join(a.Kinds, ", ") + ": " + a.Meaning + ". " + strings.ToUpper(a.Change[:1]) + a.Change[1:] + "."
+	return strings.Join(a.Causes, ", ") + " on " + strings.Join(a.Kinds, ", ") + ": " + a.Meaning + ". " + strings.ToUpper(a.Change[:1]) + a.Change[1:] + "."
 }

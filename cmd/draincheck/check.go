@@ -132,12 +132,14 @@ func (c *config) load(d deployment, l lane, found *Lane) (traffic.Load, error) {
 	return load, nil
 }
 
-// How long the load may take to get going: each of the clients has been answered
-// about once by then. For a server that does not carry it, it is lowered.
-const (
-	steadyWithin = 5 * time.Second
-	lowest       = 1 // client of each kind
-)
+// steadyWithin is how long the load may take to get going: each of the clients
+// has been answered about once by then. For a server that does not carry it, it
+// is lowered.
+var steadyWithin = 5 * time.Second
+
+// lowestRate is the least load, of one client of each kind, in requests per
+// second.
+const lowestRate = 0.5
 
 // round puts the load on, stops a server in the middle of it, and counts.
 func (c *config) round(ctx context.Context, d deployment, found *Subject, bar *progress) error {
@@ -188,11 +190,12 @@ func (f *flow) end() {
 }
 
 // flow starts the load and waits until it is in full flow. For a server that
-// does not carry it, it lowers the load by halves.
+// does not carry it, it lowers the load.
 func (c *config) flow(ctx context.Context, d deployment, found *Subject, bar *progress) (*flow, error) {
 	for {
 		within := steadyWithin
-		if c.fixed || c.clients == lowest {
+		last := c.fixed || c.clients == 1 && c.rate > 0 && c.rate <= lowestRate
+		if last {
 			within = readyWithin
 		}
 		f, err := c.start(ctx, d, found)
@@ -213,25 +216,23 @@ func (c *config) flow(ctx context.Context, d deployment, found *Subject, bar *pr
 		if err := d.died(); err != nil {
 			return nil, fmt.Errorf("under load %w", err)
 		}
-		text := ""
-		for _, text = range r.Stop().Errors {
-			break
-		}
-		said := fmt.Sprintf("at -clients %d and -rate %.4g the load did not get going: of %s %d requests were answered within %v", c.clients, c.rate, l.Name, answered, within)
-		if text != "" {
-			said += fmt.Sprintf(" (%.80s)", text)
-		}
-		if c.fixed || c.clients == lowest {
+		said := fmt.Sprintf("at -clients %d and -rate %.3g the load did not get going: of %s %s answered within %v",
+			c.clients, c.rate, l.Name, count(answered, "request"), within)
+		if last {
 			return nil, fmt.Errorf("%s; try -traffic with fewer kinds, a lower -rate, or -path for a resource that is answered faster", said)
 		}
-		c.clients = max(lowest, c.clients/2)
-		if c.rate == 0 {
-			c.rate = maxRate
-		}
-		c.rate = max(1, c.rate/2)
+		c.lower()
 		found.Clients, found.Rate = c.clients, c.rate
-		found.note("%s; it is checked at -clients %d and -rate %.4g", said, c.clients, c.rate)
+		found.note("%s; it goes on at -clients %d and -rate %.3g", said, c.clients, c.rate)
 	}
+}
+
+// lower takes the load to a quarter.
+func (c *config) lower() {
+	if c.rate == 0 {
+		c.rate = 1000 // of that much, probably, each kind was far
+	}
+	c.clients, c.rate = max(1, c.clients/4), max(lowestRate, c.rate/4)
 }
 
 // start starts the load of every lane that is not skipped.

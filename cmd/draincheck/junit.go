@@ -70,7 +70,7 @@ func (s *Subject) adviceOn(kind string) []string {
 	for _, a := range s.Advice {
 		for _, k := range a.Kinds {
 			if k == kind {
-				all = append(all, fmt.Sprintf("%s: %s. %s (%s)", a.Cause, a.Meaning, a.Change, a.Link))
+				all = append(all, fmt.Sprintf("%v (%s)", a, a.Link))
 			}
 		}
 	}

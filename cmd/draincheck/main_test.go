@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strconv"
@@ -34,14 +35,31 @@ func TestMain(m *testing.M) {
 }
 
 // testServer is somebody's server: it listens on PORT, with TLS perhaps, and
-// exits at once on a signal, or never.
+// exits at once on a signal, or never. One leaves a child behind in a session of
+// its own, one answers twenty requests per second.
 func testServer(mode string) int {
 	ln, err := net.Listen("tcp", "127.0.0.1:"+os.Getenv("PORT"))
 	if err != nil {
 		return 1
 	}
-	if mode == "stubborn" {
+	switch mode {
+	case "stubborn":
 		signal.Ignore(syscall.SIGTERM)
+	case "litter":
+		child := exec.Command("setsid", "sleep", "60")
+		if err := child.Start(); err != nil {
+			return 1
+		}
+	case "slow":
+		one := make(chan struct{}, 1)
+		http.Serve(ln, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			select {
+			case one <- struct{}{}:
+				time.Sleep(50 * time.Millisecond)
+				<-one
+			case <-r.Context().Done():
+			}
+		}))
 	}
 	if mode == "tls" {
 		ln = tls.NewListener(ln, traffic.ServerTLS())
@@ -184,6 +202,33 @@ func TestKilled(t *testing.T) {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in\n%s\n%s", want, errs, out)
 		}
+	}
+}
+
+// What a server leaves behind is named and killed, even if it has left the
+// process group.
+func TestLeftBehind(t *testing.T) {
+	if _, err := exec.LookPath("setsid"); err != nil || !canWatch {
+		t.Skip("needs Linux and setsid")
+	}
+	t.Setenv("DRAINCHECK_TEST_SERVER", "litter")
+	_, out, errs := draincheck(t.Context(), "-rounds", "1", "-clients", "2", "-traffic", "keep-alive", "--", os.Args[0])
+	if !strings.Contains(out, "processes named sleep outlived the server") {
+		t.Errorf("%s\n%s", errs, out)
+	}
+	if left := marked("DRAINCHECK_TEST_SERVER=litter"); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+// A server that does not carry the load is checked with less of it.
+func TestLowered(t *testing.T) {
+	t.Setenv("DRAINCHECK_TEST_SERVER", "slow")
+	defer func(d time.Duration) { steadyWithin = d }(steadyWithin)
+	steadyWithin = time.Second
+	_, out, errs := draincheck(t.Context(), "-rounds", "1", "-clients", "40", "-rate", "400", "-warm", "0s", "-traffic", "keep-alive", "--", os.Args[0])
+	if !strings.Contains(out, "it goes on at -clients 10 and -rate 100") || !strings.Contains(out, "in 1 stop") {
+		t.Errorf("%s\n%s", errs, out)
 	}
 }
 

@@ -18,16 +18,17 @@ const slowEnough = 50 * time.Millisecond
 // A probe finds out, with one request of each, which kinds of traffic a server
 // takes, and how.
 type probe struct {
-	c *config
-	s subject
-	d deployment
+	c     *config
+	s     subject
+	d     deployment
+	found *Subject
 
 	plain, secure error // why HTTP/1.1 is not spoken, in the clear and over TLS
 }
 
 // probe finds out which kinds of traffic s takes, and skips the others.
 func (c *config) probe(ctx context.Context, s subject, d deployment, found *Subject) error {
-	p := &probe{c: c, s: s, d: d}
+	p := &probe{c: c, s: s, d: d, found: found}
 	p.plain = p.speaks(ctx, false)
 	if p.plain != nil || slices.ContainsFunc(c.lanes, func(l lane) bool { return l.tls }) {
 		p.secure = p.speaks(ctx, true)
@@ -88,7 +89,8 @@ func (p *probe) lane(ctx context.Context, l lane, found *Lane) error {
 		if _, err := p.try(ctx, l, found); err != nil {
 			return fmt.Errorf("no WebSocket at %s (%s): %w", path, by, err)
 		}
-		found.About = traffic.WebSocketPing.About + ": the server does not echo"
+		found.About = traffic.WebSocketPing.About
+		p.found.note("the server does not echo messages: %s sends pings", l.Name)
 		return nil
 	case err != nil && l.kind.EventStream():
 		return fmt.Errorf("no event stream at %s (%s)", path, by)

@@ -28,6 +28,8 @@ type process struct {
 	cmd       *exec.Cmd
 	port, tls int
 	out       *tail
+	pipe      io.Closer     // where out comes from
+	read      chan struct{} // no values sent; closed when all output has been read
 	done      chan struct{} // no values sent; closed when it has exited
 	exited    time.Time     // set before done is closed
 	status    string        // set before done is closed
@@ -43,22 +45,34 @@ func startProcess(argv []string, port, tlsPort int, verbose io.Writer) (*process
 	for i, a := range argv {
 		args[i] = fill.Replace(a)
 	}
-	p := &process{cmd: exec.Command(args[0], args[1:]...), port: port, tls: tlsPort, out: &tail{also: verbose}, done: make(chan struct{})}
+	p := &process{cmd: exec.Command(args[0], args[1:]...), port: port, tls: tlsPort, out: &tail{also: verbose}, read: make(chan struct{}), done: make(chan struct{})}
 	p.mark = "DRAINCHECK_SERVER=" + rand.Text()
 	p.cmd.Env = append(os.Environ(), "PORT="+strconv.Itoa(port), p.mark)
-	p.cmd.Stdout, p.cmd.Stderr = p.out, p.out
-	p.cmd.WaitDelay = time.Second // a grandchild may hold the pipe
 	ownGroup(p.cmd)
 	stdin, err := p.cmd.StdinPipe()
 	if err != nil {
 		return nil, err
 	}
 	p.stdin = stdin
+	// A pipe of our own: exec's would put off the end of Wait for as long as a
+	// grandchild holds it.
+	out, in, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	p.cmd.Stdout, p.cmd.Stderr, p.pipe = in, in, out
 	started := make(chan error, 1)
 	go p.wait(started)
-	if err := <-started; err != nil {
+	err = <-started
+	in.Close()
+	if err != nil {
+		out.Close()
 		return nil, fmt.Errorf("starting the server: %w", err)
 	}
+	go func() {
+		defer close(p.read)
+		io.Copy(p.out, out)
+	}()
 	return p, nil
 }
 
@@ -76,8 +90,16 @@ func (p *process) wait(started chan<- error) {
 	if err != nil {
 		p.status = strings.TrimPrefix(err.Error(), "exit status ")
 	}
+	select {
+	case <-p.read:
+	case <-time.After(lastWords):
+	}
 	close(p.done)
 }
+
+// lastWords is how long a process's output may take to be read after its exit:
+// something that it has started may never close it.
+const lastWords = 200 * time.Millisecond
 
 // ready waits until p listens on its port. Where one can look at the process's
 // own sockets that is asked, so that a predecessor on the same port is not
@@ -182,6 +204,7 @@ func (p *process) kill() {
 	}
 	<-p.done
 	p.stdin.Close()
+	p.pipe.Close()
 }
 
 // How much of a process's output is kept, and how much of it is shown when it

@@ -85,6 +85,19 @@ type Stop struct {
 	Left        []string `json:"left_behind,omitempty"`     // processes that outlived it
 }
 
+// causeKilled is the cause of what was lost when the server was killed after
+// -grace.
+const causeKilled = "killed"
+
+// cause returns the cause of a loss, in a load that began so long before the
+// signal.
+func (s Stop) cause(m traffic.Sample, signal time.Duration) string {
+	if s.Killed && ms(m.End-signal) >= s.KilledAfter {
+		return causeKilled
+	}
+	return m.Cause
+}
+
 // A Spread is what a time was in several stops.
 type Spread struct {
 	Median float64 `json:"median"`
@@ -117,7 +130,8 @@ const sameLosses = 3
 
 // noteLosses takes up what res, of s's last stop, says was lost of the kind.
 func (s *Subject) noteLosses(res *traffic.Result, kind string, d deployment) {
-	signal := s.Stops[len(s.Stops)-1].Began.Sub(res.Began)
+	stop := s.Stops[len(s.Stops)-1]
+	signal := stop.Began.Sub(res.Began)
 	same := map[string]int{}
 	for _, l := range s.Losses {
 		if l.Kind == kind {
@@ -125,11 +139,12 @@ func (s *Subject) noteLosses(res *traffic.Result, kind string, d deployment) {
 		}
 	}
 	for _, m := range res.Samples {
-		if m.Outcome == traffic.Lost && same[m.Cause] < sameLosses {
-			same[m.Cause]++
+		cause := stop.cause(m, signal)
+		if m.Outcome == traffic.Lost && same[cause] < sameLosses {
+			same[cause]++
 			s.Losses = append(s.Losses, Loss{
 				Stop: len(s.Stops), Kind: kind, Began: ms(m.Start - signal), Lost: ms(m.End - signal),
-				Cause: m.Cause, ID: m.ID, Balancer: d.said(m.ID),
+				Cause: cause, ID: m.ID, Balancer: d.said(m.ID),
 			})
 		}
 	}
@@ -156,7 +171,7 @@ type Lane struct {
 	Refused  map[string]int    `json:"refused"`
 	Lost     map[string]int    `json:"lost"`
 	Early    int               `json:"lost_before_the_stop"` // of the lost: the stop's doing they are not
-	ByKill   int               `json:"lost_by_the_kill"`     // of the lost: when the server was killed after -grace
+	Resent   int               `json:"waited_for_backlog"`   // connections that waited for a second, because the accept queue was full
 	Doubled  int               `json:"doubled"`
 	Errors   map[string]string `json:"errors,omitempty"` // the first of each cause
 
@@ -224,9 +239,7 @@ func (l *Lane) add(res *traffic.Result, s Stop, warm time.Duration) {
 	for cause, n := range res.Refused {
 		l.Refused[cause] += n
 	}
-	for cause, n := range res.Lost {
-		l.Lost[cause] += n
-	}
+	l.Resent += res.Resent
 	for cause, text := range res.Errors {
 		if _, ok := l.Errors[cause]; !ok {
 			l.Errors[cause] = text
@@ -238,6 +251,9 @@ func (l *Lane) add(res *traffic.Result, s Stop, warm time.Duration) {
 		bins[l.Timeline[i].MS] = &l.Timeline[i]
 	}
 	for _, m := range res.Samples {
+		if m.Outcome == traffic.Lost {
+			l.Lost[s.cause(m, signal)]++
+		}
 		if m.Outcome == traffic.Answered {
 			switch {
 			case m.End >= signal:
@@ -248,9 +264,6 @@ func (l *Lane) add(res *traffic.Result, s Stop, warm time.Duration) {
 		}
 		if m.Outcome == traffic.Lost && m.End < signal {
 			l.Early++
-		}
-		if m.Outcome == traffic.Lost && s.Killed && ms(m.End-signal) >= s.KilledAfter {
-			l.ByKill++
 		}
 		at := int((m.End - signal).Milliseconds())
 		at -= ((at % binMS) + binMS) % binMS
@@ -326,7 +339,7 @@ func (s *Subject) lost() (n int) {
 
 func (s *Subject) lostByKill() (n int) {
 	for _, l := range s.Lanes {
-		n += l.ByKill
+		n += l.Lost[causeKilled]
 	}
 	return n
 }

@@ -73,6 +73,13 @@ func (s *Subject) remarks() []string {
 	if odd > 0 {
 		all = append(all, fmt.Sprintf("the answers to %s have the status %d: -path names a resource that is there", strings.Join(names, ", "), odd))
 	}
+	waited := 0
+	for _, l := range s.Lanes {
+		waited += l.Resent
+	}
+	if waited > 0 {
+		all = append(all, fmt.Sprintf("%s waited for a second or longer, because the server's accept queue was full: a larger backlog, or a lower -rate", count(waited, "connection")))
+	}
 	left := map[string]int{}
 	for _, st := range s.Stops {
 		for _, name := range st.Left {

@@ -31,11 +31,10 @@ func (r *Report) judge(maxLost int, maxPercent float64, grace time.Duration) {
 		if !s.Foreign && !allowed {
 			r.Verdict.Passed = false
 		}
-		part := s.stubborn(grace)
-		if part != "" {
-			part += "; "
+		part := s.Name + " lost " + s.toll()
+		if stubborn := s.stubborn(grace); stubborn != "" {
+			part = stubborn + ", and lost " + s.toll()
 		}
-		part += s.Name + " lost " + s.toll()
 		if lost > 0 && allowed && !s.Foreign {
 			part += ", which is allowed"
 		}
@@ -79,7 +78,7 @@ func (s *Subject) stubborn(grace time.Duration) string {
 	}
 	out := fmt.Sprintf("%s did not exit within %v of %s in %d of %s: killed", s.Name, grace, s.Stops[0].Signal, killed, count(len(s.Stops), "stop"))
 	if n := s.lostByKill(); n > 0 {
-		out += fmt.Sprintf(", which lost %s", thousands(n))
+		out += fmt.Sprintf(", by which it lost %s", thousands(n))
 	}
 	return out
 }
