@@ -20,6 +20,9 @@ import (
 
 // A config is what the command line says.
 type config struct {
+	// As they stand there.
+	signalName, target, kinds string
+
 	subjects []subject // what is checked, one after the other
 	lanes    []lane
 	all      bool // the lanes are those of -traffic all
@@ -95,14 +98,15 @@ const (
 	maxRounds  = 1000
 )
 
-func parse(args []string, stderr io.Writer) (*config, error) {
+// newFlags returns a config and the flags that fill it in.
+func newFlags() (*config, *flag.FlagSet) {
 	c := &config{}
 	fs := flag.NewFlagSet("draincheck", flag.ContinueOnError)
 	fs.SetOutput(io.Discard)
 	fs.BoolVar(&c.version, "version", false, "print the version and exit")
-	sig := fs.String("signal", "TERM", "the `signal` that stops the server: TERM, INT, HUP, QUIT, USR1, USR2, KILL")
-	target := fs.String("url", "", "check the server at this `URL`, which need not be on this machine")
-	kinds := fs.String("traffic", "all", "the `kinds` of traffic, separated by commas:\n"+laneUsage())
+	fs.StringVar(&c.signalName, "signal", "TERM", "the `signal` that stops the server: TERM, INT, HUP, QUIT, USR1, USR2, KILL")
+	fs.StringVar(&c.target, "url", "", "check the server at this `URL`, which need not be on this machine")
+	fs.StringVar(&c.kinds, "traffic", "all", "the `kinds` of traffic, separated by commas:\n"+laneUsage())
 	fs.IntVar(&c.pid, "pid", 0, "with -url: the `process` that gets the signal")
 	fs.StringVar(&c.stopCommand, "stop-command", "", "with -url: the shell `command` that stops the server, and returns when it has stopped")
 	fs.IntVar(&c.rounds, "rounds", 5, "how many times the server is stopped")
@@ -130,6 +134,11 @@ func parse(args []string, stderr io.Writer) (*config, error) {
 	fs.StringVar(&c.html, "html", "", "write the result as one self-contained page to this `file`")
 	fs.StringVar(&c.svg, "svg", "", "write the picture to this `file`")
 	fs.BoolVar(&c.verbose, "v", false, "show what the server writes")
+	return c, fs
+}
+
+func parse(args []string, stderr io.Writer) (*config, error) {
+	c, fs := newFlags()
 	if err := fs.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			writeUsage(stderr, fs)
@@ -140,17 +149,17 @@ func parse(args []string, stderr io.Writer) (*config, error) {
 		return c, nil
 	}
 	var err error
-	if c.signal, err = signalByName(*sig); err != nil {
+	if c.signal, err = signalByName(c.signalName); err != nil {
 		return nil, err
 	}
-	c.all = *kinds == "all"
-	if c.lanes, err = lanesByName(*kinds); err != nil {
+	c.all = c.kinds == "all"
+	if c.lanes, err = lanesByName(c.kinds); err != nil {
 		return nil, err
 	}
 	if err := c.bounds(); err != nil {
 		return nil, err
 	}
-	return c, c.subject(fs.Args(), *target)
+	return c, c.subject(fs.Args())
 }
 
 // bounds checks the numbers.
@@ -203,7 +212,8 @@ func (c *config) allClients() (n int) {
 }
 
 // subject finds out what is to be checked.
-func (c *config) subject(command []string, target string) error {
+func (c *config) subject(command []string) error {
+	target := c.target
 	switch {
 	case target != "" && len(command) > 0:
 		return errors.New("-url and a command exclude each other")
