@@ -246,9 +246,9 @@ func (l *Lane) add(res *traffic.Result, s Stop, warm time.Duration) {
 		}
 	}
 	signal := s.Began.Sub(res.Began)
-	bins := map[int]*Bin{}
-	for i := range l.Timeline {
-		bins[l.Timeline[i].MS] = &l.Timeline[i]
+	bins := map[int]Bin{}
+	for _, b := range l.Timeline {
+		bins[b.MS] = b
 	}
 	for _, m := range res.Samples {
 		if m.Outcome == traffic.Lost {
@@ -271,10 +271,7 @@ func (l *Lane) add(res *traffic.Result, s Stop, warm time.Duration) {
 			continue
 		}
 		b := bins[at]
-		if b == nil {
-			b = &Bin{MS: at}
-			bins[at] = b
-		}
+		b.MS = at
 		switch m.Outcome {
 		case traffic.Answered:
 			b.Answered++
@@ -283,11 +280,17 @@ func (l *Lane) add(res *traffic.Result, s Stop, warm time.Duration) {
 		case traffic.Lost:
 			b.Lost++
 		}
+		bins[at] = b
 	}
-	l.Timeline = nil
+	l.Timeline = sortedBins(bins)
+}
+
+// sortedBins returns bins by their beginnings.
+func sortedBins(bins map[int]Bin) (sorted []Bin) {
 	for _, at := range slices.Sorted(maps.Keys(bins)) {
-		l.Timeline = append(l.Timeline, *bins[at])
+		sorted = append(sorted, bins[at])
 	}
+	return sorted
 }
 
 // finish works out what needs all rounds so far.

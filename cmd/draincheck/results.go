@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -32,7 +33,7 @@ func resultsMain(ctx context.Context, args []string, stderr io.Writer) int {
 	fs.SetOutput(stderr)
 	dir := fs.String("o", "docs", "the `directory` for results.md and its pictures")
 	only := fs.String("modes", "", "the `modes` to run, separated by commas; empty: all")
-	textOnly := fs.Bool("text", false, "only make results.md again, of the numbers that are there")
+	textOnly := fs.Bool("text", false, "only make results.md and the pictures again, of the numbers that are there")
 	fresh := fs.Bool("fresh", false, "begin again, instead of going on from the numbers that are there")
 	c := &config{demo: true, path: "/", health: "/ready", signal: syscall.SIGTERM, grace: 15 * time.Second}
 	fs.IntVar(&c.rounds, "rounds", 50, "how many times each server is stopped in each mode, at the least")
@@ -59,14 +60,13 @@ func resultsMain(ctx context.Context, args []string, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "draincheck:", err)
 		return exitUsage
 	}
-	if *textOnly {
-		wanted = nil
-	}
 	collectLess()
-	err = c.contests(ctx, wanted, *dir, *fresh, stderr)
-	if err == nil {
-		err = writeResults(*dir)
+	if *textOnly {
+		err = drawAgain(wanted, *dir)
+	} else {
+		err = c.contests(ctx, wanted, *dir, *fresh, stderr)
 	}
+	err = errors.Join(err, writeResults(*dir))
 	if err != nil {
 		fmt.Fprintln(stderr, "draincheck:", err)
 		return exitLost
@@ -220,8 +220,34 @@ func (k *contest) pass(ctx context.Context, stderr io.Writer) error {
 	return writeResults(k.dir)
 }
 
+// drawAgain makes the pictures and the numbers for people again, of the modes
+// whose state is there.
+func drawAgain(wanted []mode, dir string) error {
+	for _, m := range wanted {
+		name := filepath.Join(dir, "results", m.name)
+		rep, err := loadState(name)
+		if err != nil {
+			return err
+		}
+		if rep == nil {
+			continue
+		}
+		for _, s := range rep.Subjects {
+			s.Foreign, s.via = s.Name != ours, m.via != ""
+			s.finish()
+		}
+		rep.Schema = schemaVersion
+		rep.judge(0, 0, 0)
+		if err := rep.save(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // save writes the picture, the state from which another run goes on, and the
-// numbers for people, without the timeline that the picture is made of.
+// numbers for people: without the timeline that the picture is made of, and in
+// whole milliseconds, for each digit more is a byte that everybody downloads.
 func (r *Report) save(name string) error {
 	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 		return err
@@ -236,7 +262,11 @@ func (r *Report) save(name string) error {
 	short.Subjects = nil
 	for _, s := range r.Subjects {
 		subject := *s
-		subject.Lanes = nil
+		subject.Lanes, subject.Stops = nil, nil
+		for _, st := range s.Stops {
+			st.Began, st.Closed, st.Exit = time.Time{}, math.Round(st.Closed), math.Round(st.Exit)
+			subject.Stops = append(subject.Stops, st)
+		}
 		for _, l := range s.Lanes {
 			lane := *l
 			lane.Timeline = nil
