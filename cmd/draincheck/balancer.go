@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"text/template"
 	"time"
 
@@ -152,14 +151,11 @@ func (b *balanced) startBalancer() error {
 	if err != nil {
 		return err
 	}
-	cert, key := traffic.CertPEM()
-	for name, text := range map[string][]byte{
-		file: conf.Bytes(), filepath.Join(b.dir, "cert.pem"): cert, filepath.Join(b.dir, "key.pem"): key,
-		filepath.Join(b.dir, "both.pem"): slices.Concat(cert, key),
-	} {
-		if err := os.WriteFile(name, text, 0o600); err != nil {
-			return err
-		}
+	if err := os.WriteFile(file, conf.Bytes(), 0o600); err != nil {
+		return err
+	}
+	if err := writeCertificate(b.dir); err != nil {
+		return err
 	}
 	argv := []string{path, "-f", file, "-db"}
 	if b.c.via == "nginx" {

@@ -194,15 +194,20 @@ func (c *config) bounds() error {
 // clientsOf returns how many clients lane l has. An idle connection makes one
 // request for each stop, so that where requests are wanted there are many.
 func (c *config) clientsOf(l lane) int {
-	if l.kind.Name == traffic.Idle.Name {
-		return max(c.clients, c.requests/idleStops)
+	if l.kind.Name == traffic.Idle.Name && c.rounds > 0 {
+		return max(c.clients, c.requestsOf(l)/c.rounds)
 	}
 	return c.clients
 }
 
-// idleStops is after how many stops idle connections have made the requests that
-// are wanted.
-const idleStops = 50
+// requestsOf returns how many requests of lane l are wanted, at the least: of
+// idle connections, which make one each, a fifth.
+func (c *config) requestsOf(l lane) int {
+	if l.kind.Name == traffic.Idle.Name {
+		return c.requests / 5
+	}
+	return c.requests
+}
 
 func (c *config) allClients() (n int) {
 	for _, l := range c.lanes {

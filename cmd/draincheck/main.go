@@ -36,6 +36,9 @@ func main() {
 		stop() // the server under test has its own way with signals
 		os.Exit(serveMain(os.Args[2:]))
 	}
+	if len(os.Args) > 1 && os.Args[1] == otherCommand {
+		os.Exit(otherMain(os.Args[2:]))
+	}
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 

@@ -28,6 +28,9 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == serveCommand {
 		os.Exit(serveMain(os.Args[2:]))
 	}
+	if len(os.Args) > 1 && os.Args[1] == otherCommand {
+		os.Exit(otherMain(os.Args[2:]))
+	}
 	if mode := os.Getenv("DRAINCHECK_TEST_SERVER"); mode != "" {
 		os.Exit(testServer(mode))
 	}

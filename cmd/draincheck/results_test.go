@@ -38,10 +38,11 @@ func TestResultsText(t *testing.T) {
 	rep.built("")
 	rep.built("abc1")
 	rep.built("abc2") // no stop between them
-	nginx, trial := modes[4], modes[6]
-	if nginx.inherent == "" || trial.known == "" {
-		t.Fatal("the modes are not what this test thinks")
+	some, err := modesByName("nginx,trial-haproxy", true)
+	if err != nil {
+		t.Fatal(err)
 	}
+	nginx, trial := some[0], some[1]
 	for _, m := range []mode{modes[0], nginx, trial} {
 		if err := rep.save(filepath.Join(dir, "results", m.name)); err != nil {
 			t.Fatal(err)

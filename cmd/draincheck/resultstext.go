@@ -15,6 +15,9 @@ func writeResults(dir string) error {
 	if err != nil {
 		return err
 	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
 	return os.WriteFile(filepath.Join(dir, "results.md"), text, 0o644)
 }
 
