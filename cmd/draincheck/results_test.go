@@ -1,6 +1,8 @@
 package main
 
 import (
+	"io"
+	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -147,5 +149,45 @@ func TestNoteLosses(t *testing.T) {
 	}
 	if len(s.Losses) != 2*sameLosses || len(s.firstLosses()) != 2 {
 		t.Errorf("%d are kept, and %d told", len(s.Losses), len(s.firstLosses()))
+	}
+}
+
+// A mode that fails does not end the others; and well-known servers, those that
+// are installed, are among them.
+func TestResultsOfOthers(t *testing.T) {
+	if _, err := lookBalancer("nginx"); err != nil {
+		t.Skip(err)
+	}
+	dir := t.TempDir()
+	c := &config{fixed: true, path: "/", health: "/ready", method: "GET", signal: syscall.SIGTERM, grace: 5 * time.Second, rounds: 1, clients: 2, rate: 100, warm: 50 * time.Millisecond}
+	c.lanes, _ = lanesByName("keep-alive,download,tls,http2,websocket")
+	bad := mode{name: "bad"}
+	if err := os.MkdirAll(filepath.Join(dir, "results"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "results", bad.name+stateEnding), []byte("not gzip"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	some, err := modesByName("others", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.contests(t.Context(), append([]mode{bad}, some...), dir, false, io.Discard); err == nil || !strings.HasPrefix(err.Error(), "bad: ") || strings.Contains(err.Error(), "others") {
+		t.Errorf("%v; want the error of the mode bad, and no other", err)
+	}
+	rep, err := some[0].load(dir)
+	if err != nil || rep == nil {
+		t.Fatal("no numbers of the other mode:", err)
+	}
+	for _, s := range rep.Subjects {
+		for _, l := range s.Lanes {
+			// node speaks HTTP/1.1, and has no WebSocket here.
+			if l.Skipped != "" && !strings.HasPrefix(s.Name, "node") || l.Skipped == "" && l.Answered == 0 {
+				t.Errorf("%s, %s: %+v", s.Name, l.Name, l)
+			}
+		}
+		if len(s.Stops) != 1 || s.Stops[0].Killed || s.Stops[0].Exit <= 0 {
+			t.Errorf("%s: %+v", s.Name, s.Stops)
+		}
 	}
 }

@@ -26,6 +26,9 @@ func (c *h1Client) do(id string) (Outcome, error) {
 		c.close()
 		return Lost, &failure{causeDoubled, errors.New("bytes after the previous response")}
 	}
+	if c.over() {
+		c.close()
+	}
 	for {
 		if err := c.dial(deadline); err != nil {
 			return Refused, err

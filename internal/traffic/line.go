@@ -112,6 +112,30 @@ func (l *line) rest(flow context.Context, d time.Duration) bool {
 	return true
 }
 
+// over reports whether the server has ended the connection, as far as this
+// machine's kernel knows: a client that does not think between its requests has
+// not listened, and would send into it. The reader of http.Transport, and the
+// event loops of HAProxy and nginx, see that too.
+func (l *line) over() bool {
+	if l.conn == nil || l.load.Deaf || l.br.Buffered() > 0 {
+		return false
+	}
+	l.conn.SetReadDeadline(time.Time{}) // rest's has passed
+	tc, secure := l.conn.(*tls.Conn)
+	if !secure {
+		ended, _ := peek(l.conn)
+		return ended
+	}
+	ended, pending := peek(tc.NetConn())
+	if !pending {
+		return ended
+	}
+	// It may be the alert that says so, or a session ticket.
+	l.conn.SetReadDeadline(time.Now().Add(time.Millisecond))
+	_, err := l.br.Peek(1)
+	return err != nil && !errors.Is(err, os.ErrDeadlineExceeded)
+}
+
 // excuse returns err, as a pause if the server may have taken the connection
 // for quiet before the next request began to come, at the time given.
 func (l *line) excuse(err error, began time.Time) error {

@@ -3,8 +3,8 @@
 //
 // A request is lost if any of its bytes were sent and no complete, correct
 // response came back. A refused new connection is not a loss; neither is a
-// kept-alive connection that the server ended and whose end the client saw
-// before it sent anything more. Nothing is retried: HTTP/1 and WebSocket are
+// kept-alive connection that the server ended and whose end had reached the
+// client's kernel before the client sent anything more: it looks. Nothing is retried: HTTP/1 and WebSocket are
 // spoken over a plain net.Conn, so that no pool can hide a loss. Only the
 // HTTP/2 kinds, gRPC among them, go through http.Transport, which replays what a
 // GOAWAY leaves out if the body allows it.
@@ -76,9 +76,9 @@ type Load struct {
 	// that nothing excuses a loss.
 	Window time.Duration
 
-	// Deaf clients do not notice that the server ended their connection while
-	// they were thinking: they send into it. Without it they listen while they
-	// think, as http.Transport, HAProxy and nginx do.
+	// Deaf clients do not notice that the server has ended their connection:
+	// they send into it. Without it they listen while they think, and look
+	// before they send, as http.Transport, HAProxy and nginx do.
 	Deaf bool
 
 	// Any accepts every complete response below status 500: for servers that

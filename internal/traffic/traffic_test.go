@@ -171,6 +171,39 @@ func TestClosedWhileThinking(t *testing.T) {
 	}
 }
 
+// A client that does not think sees, before it sends again, that the server has
+// ended its connection; a deaf one does not look.
+func TestClosedWithoutThinking(t *testing.T) {
+	for _, tls := range []bool{false, true} {
+		for _, deaf := range []bool{false, true} {
+			v := variant{traffic.KeepAlive, tls}
+			answered := make(chan net.Conn, 1)
+			_, addr := serve(t, v, &traffic.Handler{}, func(s *http.Server) {
+				s.ConnState = func(c net.Conn, state http.ConnState) {
+					if state == http.StateIdle {
+						// The client has the response and the end at once.
+						c.Close()
+						answered <- c
+					}
+				}
+			})
+			l := v.load(addr)
+			l.Clients, l.Limit, l.Deaf = 1, 2, deaf
+			l.Observe = func(s traffic.Sample) {
+				if s.Outcome == traffic.Answered {
+					<-answered // and then the next request
+				}
+			}
+			run := start(t, l)
+			<-run.Done()
+			res := run.Stop()
+			if lost := res.LostCount() > 0; lost != deaf {
+				t.Errorf("tls %v, deaf %v: %v %v", tls, deaf, res, res.Errors)
+			}
+		}
+	}
+}
+
 func TestRefused(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -118,6 +118,9 @@ type wsClient struct{ line }
 
 func (c *wsClient) do(id string) (Outcome, error) {
 	deadline := time.Now().Add(c.load.Timeout)
+	if c.over() {
+		c.close()
+	}
 	if err := c.dial(deadline); err != nil {
 		return Refused, err
 	}
