@@ -34,6 +34,7 @@ func TestMain(m *testing.M) {
 	if mode := os.Getenv("DRAINCHECK_TEST_SERVER"); mode != "" {
 		os.Exit(testServer(mode))
 	}
+	os.Unsetenv("GITHUB_ACTIONS") // where the output has more
 	os.Exit(m.Run())
 }
 

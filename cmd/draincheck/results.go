@@ -39,7 +39,7 @@ func resultsMain(ctx context.Context, args []string, stderr io.Writer) int {
 	fs.IntVar(&c.rounds, "rounds", 20, "how many times each server is stopped in each mode, at the least")
 	fs.IntVar(&c.requests, "requests", 30_000, "how many requests of each kind each server gets in each mode, at the least;\nbehind a balancer half as many")
 	fs.IntVar(&c.clients, "clients", 32, "how many clients each kind of traffic has")
-	fs.Float64Var(&c.rate, "rate", 200, "how many requests per second each kind of traffic may begin; behind a balancer half as many")
+	fs.Float64Var(&c.rate, "rate", 250, "how many requests per second each kind of traffic may begin; behind a balancer half as many")
 	fs.DurationVar(&c.warm, "warm", 0, "how long the load lasts before each stop (default as long as -requests need at -rate)")
 	fs.DurationVar(&c.total, "timeout", 6*time.Hour, "how long all of it may take")
 	if err := fs.Parse(args); err != nil {
