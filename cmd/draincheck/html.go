@@ -58,10 +58,10 @@ func (p panel) at(ms float64) float64 { return p.sc.x(ms) / trackW * 100 }
 // Track returns a lane's bars, the signal and the exit.
 func (p panel) Track(l *Lane) template.HTML {
 	out := p.sc.bars(l, 0, 24)
+	if last := p.sc.x(p.Subject.Exit.Max); p.ends && p.Subject.Exit.Max < p.sc.to {
+		out += fmt.Sprintf(`<rect class="gone" x="%.0f" width="%.0f" height="24"/>`, last, trackW-last)
+	}
 	if x := p.sc.x(p.Subject.Exit.Median); p.Subject.Exit.Median <= p.sc.to {
-		if p.ends {
-			out += fmt.Sprintf(`<rect class="gone" x="%.0f" width="%.0f" height="24"/>`, x, trackW-x)
-		}
 		out += fmt.Sprintf(`<line class="exit" x1="%.0f" x2="%.0f" y2="24"/>`, x, x)
 	}
 	x := p.sc.x(0)

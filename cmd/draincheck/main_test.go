@@ -188,7 +188,7 @@ func wellFormed(b []byte) error {
 func TestCommand(t *testing.T) {
 	t.Setenv("DRAINCHECK_TEST_SERVER", "hasty")
 	status, out, errs := draincheck(t.Context(), "-rounds", "2", "-clients", "4", "-warm", "50ms", "--", os.Args[0])
-	if status != exitLost || !strings.Contains(out, "not served") {
+	if status != exitLost || !strings.Contains(out, "not served") || !strings.Contains(out, "in 2 of 2 stops the signal itself ended the server") {
 		t.Errorf("status %d: %s\n%s", status, errs, out)
 	}
 }
@@ -310,5 +310,21 @@ func TestNoBalancer(t *testing.T) {
 		if status != exitUsage || !strings.Contains(err, "apt-get install "+name) {
 			t.Errorf("status %d, %q", status, err)
 		}
+	}
+}
+
+// The ports are not among those that the kernel gives to connections: one of
+// those was taken, while its server was down between two stops.
+func TestFreePorts(t *testing.T) {
+	ports, err := freePorts(20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[int]bool{}
+	for _, p := range ports {
+		if p >= firstEphemeral() || seen[p] {
+			t.Errorf("port %d of %v", p, ports)
+		}
+		seen[p] = true
 	}
 }

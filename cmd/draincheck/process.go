@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	mathrand "math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -260,18 +261,41 @@ func (t *tail) lines(s string) []string {
 	return found
 }
 
-// freePorts returns n ports of 127.0.0.1 that nobody has.
+// freePorts returns n ports of 127.0.0.1 that nobody has. They are from below
+// those that the kernel gives to connections: a client's connection, of this
+// program or another, could take one while the server that it belongs to is
+// down between two stops.
 func freePorts(n int) ([]int, error) {
+	const lowest = 10_000
+	below := firstEphemeral()
 	var ports []int
-	for range n {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
+	for tries := 0; len(ports) < n; tries++ {
+		port := 0 // whichever, if there seem to be none
+		if tries < 100*n && below > lowest {
+			port = lowest + mathrand.IntN(below-lowest)
+		}
+		ln, err := net.Listen("tcp", loopback(port))
 		if err != nil {
+			if port != 0 {
+				continue
+			}
 			return nil, err
 		}
 		defer ln.Close() // together, or the same one would come twice
 		ports = append(ports, ln.Addr().(*net.TCPAddr).Port)
 	}
 	return ports, nil
+}
+
+// firstEphemeral returns the lowest port that the kernel gives to connections.
+func firstEphemeral() int {
+	b, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	if f := strings.Fields(string(b)); err == nil && len(f) == 2 {
+		if n, err := strconv.Atoi(f[0]); err == nil {
+			return n
+		}
+	}
+	return 32_768 // Linux's; of others it is higher
 }
 
 // ms returns d in milliseconds, as the report has it.

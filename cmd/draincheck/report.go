@@ -387,6 +387,17 @@ func (s *Subject) spread(get func(Stop) float64) Spread {
 	return Spread{Median: all[len(all)/2], Min: all[0], Max: all[len(all)-1]}
 }
 
+// unheeded returns in how many of the stops the signal ended s, because it has no
+// handler for it: a shell says 128 and the signal's number.
+func (s *Subject) unheeded() (n int) {
+	for _, st := range s.Stops {
+		if !st.Killed && st.Signal != "SIGKILL" && (strings.HasPrefix(st.Status, "signal: ") || st.Status == "143" && st.Signal == "SIGTERM") {
+			n++
+		}
+	}
+	return n
+}
+
 // killed returns in how many of the stops s had to be killed.
 func (s *Subject) killed() (n int) {
 	for _, st := range s.Stops {

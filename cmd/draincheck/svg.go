@@ -335,7 +335,7 @@ func (p *picture) lane(l *Lane, y float64) {
 }
 
 // moments marks the signal with a flag, and the exit with a dashed line in
-// another colour. What comes after the end is paler.
+// another colour. What comes after the last exit is paler.
 func (p *picture) moments(s *Subject, bottom float64) {
 	if len(s.Stops) == 0 {
 		return
@@ -346,8 +346,8 @@ func (p *picture) moments(s *Subject, bottom float64) {
 	p.f(`<text class="small num" x="%.1f" y="%.1f">%s</text>`, x+14, top-25, html.EscapeString(s.Stops[0].Signal))
 	x = p.x(s.Exit.Median)
 	label := p.exitLabel(s, s.Exit.String())
-	if p.ends && s.Exit.Median <= p.to {
-		p.f(`<rect class="gone" x="%.1f" y="%.1f" width="%.1f" height="%.1f"/>`, x, top, p.x0+p.w-x, bottom-top)
+	if last := p.x(s.Exit.Max); p.ends && s.Exit.Max < p.to {
+		p.f(`<rect class="gone" x="%.1f" y="%.1f" width="%.1f" height="%.1f"/>`, last, top, p.x0+p.w-last, bottom-top)
 	}
 	p.f(`<line class="exit" x1="%.1f" x2="%.1f" y1="%.1f" y2="%.1f"/>`, x, x, top-3, bottom)
 	anchor, w := "start", charW*float64(utf8.RuneCountInString(label))

@@ -61,6 +61,9 @@ func (s *Subject) summary() string {
 // remarks are what else there is to know of the check of s.
 func (s *Subject) remarks() []string {
 	all := append([]string(nil), s.Notes...)
+	if n := s.unheeded(); n > 0 {
+		all = append(all, fmt.Sprintf("in %d of %s the signal itself ended the server: it has no handler for %s", n, count(len(s.Stops), "stop"), s.Stops[0].Signal))
+	}
 	if n := s.lostBefore(); n > 0 {
 		all = append(all, fmt.Sprintf("%s of the lost were lost before any stop: -rate may be too much for it", thousands(n)))
 	}
