@@ -33,10 +33,10 @@ var balancerConfigs = map[string]*template.Template{
 	"nginx":   template.Must(template.New("").Parse(nginxConfig)),
 }
 
-//go:embed haproxy.cfg
+//go:embed balancers/haproxy.cfg
 var haproxyConfig string
 
-//go:embed nginx.conf
+//go:embed balancers/nginx.conf
 var nginxConfig string
 
 // serverPorts is where a server listens, frontPorts where the balancer does.

@@ -16,6 +16,13 @@
 // losses do not count.
 package main
 
+// The way through the files: flags say what to check; deploy (process, balancer)
+// starts it; probe finds out which kinds of traffic (lanes) it takes; check puts
+// the load on and stops it; report keeps what happened; verdict and advice say
+// what that means; table, html, svg, junit and github show it. contenders are
+// the servers that this program is itself, and results has them compared, others
+// with them.
+
 import (
 	"context"
 	"errors"

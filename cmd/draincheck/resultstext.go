@@ -30,7 +30,8 @@ func resultsText(dir string) ([]byte, error) {
 Made by ` + "`go run ./cmd/draincheck results`" + `. Each server is stopped by SIGTERM again and again, under all kinds of
 traffic at once. A request is lost if any of its bytes were sent and no complete, correct response came back;
 the cells say lost/sent. A refused new connection is not a loss. Nothing is retried, but HTTP/2 requests that
-the server itself handed back: http.Transport repeats them, and for ` + "`http2-once`" + ` it cannot. Every server
+the server itself handed back: http.Transport repeats them, and for ` + "`http2-once`" + ` it cannot. Clients listen
+while they pause, and look whether their connection has ended before they send. Every server
 may take 2 s for what is in progress; this library has its quiet window of 500 ms, and behind a balancer a
 ShutdownDelay of 1 s, which is more than HAProxy needs to notice (checks every 100 ms, fall 2).
 
