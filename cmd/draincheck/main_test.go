@@ -68,9 +68,19 @@ func testServer(mode string) int {
 	if mode == "tls" {
 		ln = tls.NewListener(ln, traffic.ServerTLS())
 	}
+	events := &traffic.Handler{}
 	http.Serve(ln, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
-		io.WriteString(w, "hello")
+		switch {
+		case r.URL.Path == "/big":
+			w.Write(make([]byte, 2<<20))
+		case r.URL.Path == "/events":
+			events.ServeHTTP(w, r)
+		case r.URL.Path == "/only-get" && r.Method != "GET":
+			http.Error(w, "no", http.StatusMethodNotAllowed)
+		default:
+			io.WriteString(w, "hello")
+		}
 	}))
 	return 0
 }
@@ -190,6 +200,35 @@ func TestCommand(t *testing.T) {
 	status, out, errs := draincheck(t.Context(), "-rounds", "2", "-clients", "4", "-warm", "50ms", "--", os.Args[0])
 	if status != exitLost || !strings.Contains(out, "not served") || !strings.Contains(out, "in 2 of 2 stops the signal itself ended the server") {
 		t.Errorf("status %d: %s\n%s", status, errs, out)
+	}
+}
+
+// A kind of traffic is not counted under its name where the server does not do
+// it, and the reason names the flag that mends that.
+func TestKindsOfOthers(t *testing.T) {
+	t.Setenv("DRAINCHECK_TEST_SERVER", "hasty")
+	run := func(args ...string) string {
+		args = append([]string{"-rounds", "1", "-clients", "2", "-warm", "0s", "-traffic", "keep-alive,upload,download,websocket,sse,grpc"}, args...)
+		_, out, errs := draincheck(t.Context(), append(args, "--", os.Args[0])...)
+		return out + errs
+	}
+	out := run("-path", "/only-get")
+	for _, want := range []string{
+		"skipped: upload: POST /only-get answers 405 (-upload-path)",
+		"skipped: download: the response to GET /only-get comes within ", "(-download-path names one",
+		"skipped: websocket: no WebSocket at /only-get (-ws-path)",
+		"skipped: sse: no event stream at /only-get (-sse-path)",
+		"skipped: grpc: no gRPC",
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+	out = run("-download-path", "/big", "-sse-path", "/events")
+	for _, want := range []string{"\n upload ", "\n download ", "\n sse "} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
 	}
 }
 
