@@ -243,3 +243,17 @@ func TestResultsArgs(t *testing.T) {
 		}
 	}
 }
+
+func TestSpread(t *testing.T) {
+	for want, exits := range map[string][]float64{
+		"0 ms": nil, "7 ms": {7}, "15 ms (10 to 20)": {20, 10}, "1,059 ms (145 to 1,092)": {145, 1065, 1059, 1092, 149},
+	} {
+		s := &Subject{}
+		for _, ms := range exits {
+			s.Stops = append(s.Stops, Stop{Exit: ms})
+		}
+		if s.spreads(); s.Exit.String() != want {
+			t.Errorf("%v: %q, want %q", exits, s.Exit, want)
+		}
+	}
+}

@@ -384,7 +384,8 @@ func (s *Subject) spread(get func(Stop) float64) Spread {
 		return Spread{}
 	}
 	slices.Sort(all)
-	return Spread{Median: all[len(all)/2], Min: all[0], Max: all[len(all)-1]}
+	median := (all[len(all)/2] + all[(len(all)-1)/2]) / 2
+	return Spread{Median: median, Min: all[0], Max: all[len(all)-1]}
 }
 
 // unheeded returns in how many of the stops the signal ended s, because it has no
