@@ -20,7 +20,9 @@ import (
 const otherCommand = "serve-other"
 
 // An other is a well-known server, with the signal that it takes for a graceful
-// stop. Those that are proxies stand in front of a server that is not stopped.
+// stop. nginx and HAProxy stand in front of a server that is not stopped. Caddy
+// answers by itself: 2.6.2 as a proxy cuts some 5 of 1,000 responses short
+// without any stop.
 type other struct {
 	name    string
 	program string
@@ -35,7 +37,7 @@ type other struct {
 var others = []other{
 	{name: "nginx", program: "nginx", version: []string{"-v"}, stop: "-s quit", signal: "QUIT", config: "nginx.conf", args: []string{"-c", "{config}"}},
 	{name: "HAProxy", program: "haproxy", version: []string{"-v"}, stop: "soft stop", signal: "USR1", config: "haproxy.cfg", args: []string{"-q", "-db", "-f", "{config}"}},
-	{name: "Caddy", program: "caddy", version: []string{"version"}, stop: "SIGTERM", signal: "TERM", config: "Caddyfile", args: []string{"run", "--config", "{config}", "--adapter", "caddyfile"}},
+	{name: "Caddy", program: "caddy", version: []string{"version"}, stop: "SIGTERM", signal: "TERM", config: "Caddyfile", args: []string{"run", "--config", "{config}", "--adapter", "caddyfile"}, app: true},
 	{name: "node", program: "node", version: []string{"--version"}, stop: "server.close", signal: "TERM", config: "server.js", args: []string{"{config}"}, app: true},
 }
 

@@ -47,7 +47,7 @@ var modes = []mode{
 		note: `The second mode once more, on the release before.`},
 
 	{name: "others", title: "What well-known servers lose in their own graceful stop", others: true,
-		note: `Clients speak to the server, nobody takes its place. nginx, HAProxy and Caddy stand in front of a server that is not stopped; node answers by itself, as its documentation shows, and its answers are only checked for being complete. Each has 2 s for what is in progress. A dash is a kind of traffic that the server, set up like this, does not take.`},
+		note: `Clients speak to the server, nobody takes its place. nginx and HAProxy stand in front of a server that is not stopped; Caddy and node answer by themselves, and their answers are only checked for being complete. Each has 2 s for what is in progress. A dash is a kind of traffic that the server, set up like this, does not take.`},
 
 	{name: "trial-haproxy", title: "HAProxy, one down in between", via: "haproxy", known: "3,376/48,527"},
 	{name: "trial-haproxy-replace", title: "HAProxy, the successor overlaps", via: "haproxy", replace: true, known: "13/39,769"},

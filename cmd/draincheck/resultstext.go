@@ -61,8 +61,8 @@ In the pictures each row is a kind of traffic, time runs to the right, and a red
 		f("%s\n", m.note)
 		f("![%s](results/%s.svg)\n", m.title, m.name)
 		rep.cells(f, m.inherent)
-		f("%d stops of each, %d clients for each kind of traffic, at most %.0f requests per second of each. %s, %s:\n`go run ./cmd/%s`%s\n",
-			len(rep.Subjects[0].Stops), rep.Clients, rep.Rate, rep.When.Format("2006-01-02"), rep.System, rep.Command, rep.builds())
+		f("%s of each, %d clients for each kind of traffic, at most %.0f requests per second of each. %s, %s:\n`go run ./cmd/%s`%s\n",
+			count(len(rep.Subjects[0].Stops), "stop"), rep.Clients, rep.Rate, rep.When.Format("2006-01-02"), rep.System, rep.Command, rep.builds())
 	}
 	if err := trialsText(dir, trials, f); err != nil {
 		return nil, err
@@ -183,6 +183,9 @@ func (r *Report) cells(f func(string, ...any), inherent string) {
 		}
 		if len(all) > 0 {
 			f("- %s lost by cause: %s", s.Name, causes(all))
+		}
+		if n := s.lostBefore(); n > 0 {
+			f("- %s lost %s before any stop", s.Name, thousands(n))
 		}
 	}
 	for _, s := range r.Subjects {
