@@ -3,7 +3,7 @@ module github.com/seed-121bbccf/graceful/examples/kubernetes
 go 1.26.0
 
 require (
-	github.com/seed-121bbccf/graceful v0.0.0
+	github.com/seed-121bbccf/graceful v0.1.0
 	k8s.io/api v0.37.2
 	k8s.io/apimachinery v0.37.2
 	sigs.k8s.io/yaml v1.6.0

@@ -16,3 +16,8 @@ func (watch) gone(done <-chan struct{}) time.Time {
 	<-done
 	return time.Now()
 }
+
+// marked finds none: only Linux's /proc shows the environment of others.
+func marked(string) []int { return nil }
+
+func processName(int) string { return "" }

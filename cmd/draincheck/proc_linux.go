@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -79,6 +80,28 @@ func listening(port int) map[string]bool {
 		f.Close()
 	}
 	return found
+}
+
+// marked returns the processes whose environment has that entry, but for this
+// one: a process inherits it, wherever it goes.
+func marked(entry string) (pids []int) {
+	files, _ := filepath.Glob("/proc/[0-9]*/environ")
+	for _, name := range files {
+		b, err := os.ReadFile(name)
+		if err != nil || !bytes.Contains(append(b, 0), append([]byte(entry), 0)) {
+			continue
+		}
+		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(name))); err == nil && pid != os.Getpid() {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// processName returns the name of the process's program.
+func processName(pid int) string {
+	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	return strings.TrimSpace(string(b))
 }
 
 // family returns pid and the processes that descend from it: go run, or a
