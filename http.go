@@ -308,7 +308,17 @@ type httpConn struct {
 // request, which handlers may change.
 type requestLine struct{ method, target string }
 
-func (l requestLine) String() string { return l.method + " " + quoteTarget(l.target) }
+// maxMethod is how many bytes of a request's method are reported: a client may
+// make up one that is as long as its header may be.
+const maxMethod = 40
+
+func (l requestLine) String() string {
+	method := l.method
+	if len(method) > maxMethod {
+		method = method[:maxMethod] + "…"
+	}
+	return method + " " + quoteTarget(l.target)
+}
 
 func lineOf(r *http.Request) requestLine { return requestLine{r.Method, r.RequestURI} }
 
