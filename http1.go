@@ -2,6 +2,7 @@ package graceful
 
 import (
 	"bytes"
+	"math/bits"
 	"net/http"
 	"strings"
 	"time"
@@ -44,7 +45,7 @@ const maxBlank = 3
 func (h *http1Conn) enterRead(c *conn, size int) {
 	switch c.load().state() {
 	case connNew, connReceiving:
-		h.buffer = max(h.buffer, int32(size))
+		h.learn(size)
 	case connIdle, connEnding:
 		if c.multiplexes() {
 			return
@@ -52,7 +53,16 @@ func (h *http1Conn) enterRead(c *conn, size int) {
 		if h.buffer-int32(size) > int32(h.blank) {
 			c.begun() // the beginning of a request came with the one before it
 		}
-		h.buffer = max(h.buffer, int32(size))
+		h.learn(size)
+	}
+}
+
+// learn notes that net/http's buffer has room for size bytes. Its size is a power
+// of two. Less is asked for at the beginning of a connection that may turn out to
+// be HTTP/2: the preface, and then what there is room for behind as much.
+func (h *http1Conn) learn(size int) {
+	if int32(size) > h.buffer {
+		h.buffer = 1 << bits.Len32(uint32(size-1))
 	}
 }
 
