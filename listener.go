@@ -236,6 +236,21 @@ func (l *listener) hasBacklog() bool {
 	return len(l.backlog) > 0
 }
 
+// dropBacklog closes what sweep has accepted and Accept will not return any more.
+func (l *listener) dropBacklog() {
+	l.mu.Lock()
+	dropped := l.backlog
+	l.backlog = nil
+	l.mu.Unlock()
+	if len(dropped) > 0 {
+		go func() { // a Close may block
+			for _, nc := range dropped {
+				nc.Close()
+			}
+		}()
+	}
+}
+
 // dropLast closes the connection that Accept returned last, which nobody took.
 func (l *listener) dropLast() {
 	if c := l.last.Load(); c != nil {
