@@ -54,3 +54,19 @@ func TestBlindBacklogKill(t *testing.T) {
 		t.Errorf("%d slots were not given back", n)
 	}
 }
+
+// TestKillLeavesHijacked: a connection that was hijacked at the moment of the kill
+// is left alone, as one that was hijacked before.
+func TestKillLeavesHijacked(t *testing.T) {
+	m := newManager(drainRules{grace: time.Hour})
+	go m.run()
+	_, c := track(m, new(net.TCPConn), nil, nil)
+	m.added(c)
+	c.setState(connActive)
+	m.signal(m.begin)
+	m.count()
+	c.word.Store(uint64(m.stamp(connHijacked))) // changed follows
+	if left := m.abandon(); len(left) != 0 || m.last.left != 1 {
+		t.Errorf("%d connections are to be killed, %d left", len(left), m.last.left)
+	}
+}
