@@ -441,7 +441,7 @@ func (lc *lifecycle) shutDown(reason string) {
 // drain waits until m has nothing left, and kills what is left when the time
 // is over.
 func (lc *lifecycle) drain(m *manager, listeners []*listener) {
-	if c, ok := m.count(); ok { // always: nobody has said sealed yet
+	if c, ok := m.countStart(); ok { // always: nobody has said sealed yet
 		lc.mu.Lock()
 		lc.report.Start = statsOf(c, PhaseDraining, lc.p.streams())
 		lc.mu.Unlock()

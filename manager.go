@@ -35,6 +35,7 @@ type manager struct {
 	begin  chan struct{}       // the drain begins
 	sealed chan struct{}       // no more connections will be added
 	census chan chan<- census  // count the connections
+	start  chan chan<- census  // count them, and from now on also how they end
 	list   chan chan<- []*conn // list the connections
 	kill   chan chan<- []*conn // list them, and return
 
@@ -101,7 +102,8 @@ type census struct {
 	open  [connStates]int // by state
 	http2 int             // of open, those that speak HTTP/2
 
-	// Since the drain began; zero before.
+	// Since the start was ordered; zero before. Start's open ones and the late ones
+	// are those that are counted here, or killed.
 	late     int // were added after it began
 	ended    int // were quiet, and told to end
 	finished int // were closed after their last answer, or by the peer
@@ -121,6 +123,7 @@ func newManager(rules drainRules) *manager {
 		begin:  make(chan struct{}),
 		sealed: make(chan struct{}),
 		census: make(chan chan<- census),
+		start:  make(chan chan<- census),
 		list:   make(chan chan<- []*conn),
 		kill:   make(chan chan<- []*conn),
 		vacant: make(chan struct{}),
@@ -177,10 +180,15 @@ func (m *manager) signal(order chan struct{}) {
 }
 
 // count returns the current census, and false if run has returned.
-func (m *manager) count() (census, bool) {
+func (m *manager) count() (census, bool) { return m.askCensus(m.census) }
+
+// countStart is count, and from this moment on it is counted how connections end.
+func (m *manager) countStart() (census, bool) { return m.askCensus(m.start) }
+
+func (m *manager) askCensus(order chan chan<- census) (census, bool) {
 	reply := make(chan census, 1)
 	select {
-	case m.census <- reply:
+	case order <- reply:
 		return <-reply, true
 	case <-m.done:
 		return census{}, false
@@ -208,7 +216,8 @@ func (m *manager) run() {
 	var (
 		conns  = make(map[*conn]struct{})
 		count  census
-		d      *drain // nil before the drain
+		counts = false // how connections end is counted
+		d      *drain  // nil before the drain
 		begin  = m.begin
 		sealed = m.sealed
 		vacant chan<- struct{} // m.vacant while draining without a connection
@@ -231,18 +240,21 @@ func (m *manager) run() {
 			return // its remove has been heard of, or follows
 		}
 		conns[c] = struct{}{}
-		if d != nil {
+		if counts {
 			count.late++
-			look(c)
 		}
+		look(c)
 	}
 	forget := func(c *conn) {
 		if _, ok := conns[c]; !ok {
 			return
 		}
 		delete(conns, c)
-		if d != nil {
+		switch {
+		case d != nil:
 			d.forget(c)
+		case counts:
+			count.finished++
 		}
 	}
 	// catchUp takes in what was said before an order that depends on it.
@@ -282,6 +294,7 @@ func (m *manager) run() {
 		case <-begin:
 			begin = nil
 			catchUp()
+			counts = true
 			m.draining.Store(true) // before any state is read: see draining
 			d = newDrain(m, &count)
 			for c := range conns {
@@ -297,6 +310,10 @@ func (m *manager) run() {
 
 		case reply := <-m.census:
 			catchUp()
+			reply <- countConns(conns, count)
+		case reply := <-m.start:
+			catchUp()
+			counts = true
 			reply <- countConns(conns, count)
 		case reply := <-m.list:
 			catchUp()
