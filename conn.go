@@ -332,6 +332,9 @@ func (c *conn) SetDeadline(t time.Time) error {
 // ending.
 func (c *conn) SetReadDeadline(t time.Time) error {
 	err := c.raw.SetReadDeadline(t)
+	if c.turns == nil {
+		c.h1.deadlineSet(c)
+	}
 	c.keepEnding()
 	return err
 }

@@ -30,6 +30,7 @@ type http1Conn struct {
 	preface int8
 
 	blank uint8 // how many CR and LF were read last, up to maxBlank
+	waits bool  // net/http has set the deadline of its wait for the next request
 	began bool  // the final response to the request in progress has begun
 	last  bool  // and says that it is the connection's last
 }
@@ -51,6 +52,22 @@ func (h *http1Conn) enterRead(c *conn, size int) {
 		}
 		h.buffer = max(h.buffer, int32(size))
 	}
+}
+
+// deadlineSet notes that a read deadline was set.
+//
+// net/http sets one for its wait for the next request, and another when four bytes
+// of that are there. If nothing was read in between, they came with the request
+// before. The buffer may be empty again when it reads on: it has taken the lines
+// that were whole.
+func (h *http1Conn) deadlineSet(c *conn) {
+	if c.load().state() != connIdle || c.multiplexes() {
+		return
+	}
+	if h.waits {
+		c.begun()
+	}
+	h.waits = true
 }
 
 // received notes that p was read into a buffer of the given size.
@@ -108,7 +125,7 @@ func (h *http1Conn) prefaceEnds(c *conn, p []byte) bool {
 
 // request notes that a request has come.
 func (h *http1Conn) request(c *conn) {
-	h.began, h.last = false, false
+	h.began, h.last, h.waits = false, false, false
 	if c.has(flagAhead | flagGaveUp) {
 		c.unset(flagAhead | flagGaveUp)
 	}
