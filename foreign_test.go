@@ -200,6 +200,9 @@ func TestDrainForeign(t *testing.T) {
 			continue // nothing ends it
 		}
 		for _, state := range []string{"silent", "half", "idle"} {
+			if method == "lock" && state == "idle" {
+				continue // net/http itself does not come back from such a request
+			}
 			t.Run(method+", "+state, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					over := make(chan struct{})
