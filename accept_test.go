@@ -110,27 +110,29 @@ func TestAcceptPanicsInListener(t *testing.T) {
 }
 
 // TestListenerAcceptsAtOnce: several goroutines that accept from one Listener
-// neither race nor lose a client that is in the queue when the shutdown begins, nor
-// one that comes while the queue is emptied: a connection is the manager's before
-// the queue can be found empty.
+// neither race nor lose a client that is in the queue when the shutdown begins: a
+// connection is the manager's before the queue can be found empty.
 func TestListenerAcceptsAtOnce(t *testing.T) {
 	const accepters, clients = 4, 8
-	// play lets the clients connect, half of them before the shutdown.
 	play := func(t *testing.T, l *graceful.Listener, dial func() net.Conn) {
 		var servers []*lineServer
 		for range accepters {
 			servers = append(servers, (&lineServer{}).start(l))
 		}
 		var asked sync.WaitGroup
-		ask := func(nc net.Conn) {
+		for range clients {
+			c := newLineClient(dial())
+			_, socket := c.Conn.(*net.TCPConn)
+			if socket {
+				c.say(t, "x\n") // before the shutdown
+			}
 			asked.Go(func() {
-				c := newLineClient(nc)
-				c.ask(t, "x")
+				if !socket { // a pipe waits for its reader
+					c.say(t, "x\n")
+				}
+				c.hear(t, "ok x")
 				c.end(t)
 			})
-		}
-		for range clients {
-			ask(dial())
 		}
 		stopped := beginShut(t, l)
 		asked.Wait()
@@ -285,7 +287,7 @@ func TestLimitHijacked(t *testing.T) {
 						return
 					}
 					l := newVirtListener()
-					play(t, l, func() net.Conn { return l.dial() }, 0)
+					play(t, l, func() net.Conn { return l.dial() }, 10*ms)
 				})
 			})
 		}
