@@ -96,6 +96,10 @@ const (
 	// flagGaveUp: it was told to end in the middle of a request's header.
 	flagGaveUp
 
+	// flagOver: it has ended in the middle of a request's header. Its close alone
+	// follows.
+	flagOver
+
 	// flagInHandler: the request in progress, of HTTP/1, has come to its handler,
 	// which has not returned.
 	flagInHandler
@@ -195,7 +199,8 @@ func (c *conn) Read(p []byte) (int, error) {
 			continue
 		}
 		if c.has(flagGaveUp) {
-			c.cut() // or net/http would answer half a request with 400
+			c.set(flagOver) // net/http says StateActive even so
+			c.cut()         // or net/http would answer half a request with 400
 		}
 		return 0, io.EOF
 	}
@@ -260,6 +265,9 @@ func (c *conn) setState(to connState) {
 	for {
 		w := c.load()
 		if w.state() == connEnding && to != connClosed {
+			if c.has(flagOver) {
+				return
+			}
 			c.goOn(to)
 			return
 		}

@@ -247,17 +247,15 @@ const lingerClose = 500 * time.Millisecond
 // net/http may have further requests in its buffer, and those must not be served
 // (RFC 9112, section 9.6).
 //
-// If the client has sent more, a close with it unread would reset the connection,
-// and the reset may overtake the response. So its end is awaited first.
+// If the client has sent more, a close with that unread resets the connection, and
+// the reset may overtake the response. So our side is closed first, and the client
+// has some time to close its own. Nothing is read meanwhile: a handler that has
+// enabled full duplex and left a body unread leaves a Read of net/http's behind.
 func (h *http1Conn) endLast(c *conn) {
-	if c.has(flagAhead) || sock.Pending(c.raw) {
-		if closeWrite(c.raw) == nil {
-			c.raw.SetReadDeadline(time.Now().Add(lingerClose))
-			for b := make([]byte, 512); ; {
-				if _, err := c.raw.Read(b); err != nil {
-					break
-				}
-			}
+	if (c.has(flagAhead) || sock.Pending(c.raw)) && closeWrite(c.raw) == nil {
+		const step = 5 * time.Millisecond
+		for waited := time.Duration(0); waited < lingerClose && !sock.PeerClosed(c.raw); waited += step {
+			time.Sleep(step)
 		}
 	}
 	panic(http.ErrAbortHandler)

@@ -83,6 +83,15 @@ func TestServerChild(t *testing.T) {
 		}
 		start(srv)
 		end()
+	case "hangs":
+		srv := newServer()
+		srv.BeforeShutdown = func() bool {
+			fmt.Println("asked")
+			select {}
+		}
+		start(srv)
+		end()
+		time.Sleep(20 * time.Second) // until a signal ends it
 	case "not ours": // the signal's default is the end
 		srv := newServer()
 		srv.NoSignalHandling = true
@@ -228,6 +237,26 @@ func TestServerSignals(t *testing.T) {
 		c.Signal(syscall.SIGTERM)
 		c.Says("stopped")
 		if log := c.Exit(0, 0); !strings.Contains(log, "shutdown initiated: terminated") {
+			t.Errorf("log:\n%s", log)
+		}
+	})
+	t.Run("BeforeShutdown hangs", func(t *testing.T) {
+		// Nothing short of SIGKILL used to end such a process.
+		t.Parallel()
+		c := startChild(t, "hangs", 1)
+		cl := dialClient(t, c.addr[0])
+		cl.ask("/1h")
+		c.Says("handling")
+		c.Signal(syscall.SIGTERM)
+		c.Says("asked")
+		time.Sleep(later)
+		c.Signal(syscall.SIGTERM)
+		if got := cl.answer(); got.err == nil {
+			t.Errorf("got %+v", got)
+		}
+		c.Says("stopped")
+		c.Signal(syscall.SIGTERM) // the third
+		if log := c.Exit(0, syscall.SIGTERM); !strings.Contains(log, "killed: second signal: terminated") {
 			t.Errorf("log:\n%s", log)
 		}
 	})
