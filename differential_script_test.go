@@ -12,6 +12,7 @@ import (
 type diffScript struct {
 	stream   []byte
 	ends     map[int]bool  // offsets in stream between two requests
+	requests []int         // offsets of the ends of the requests
 	pieces   []diffPiece   // of stream, in order
 	holds    map[int]int   // for how many pieces a gate stays shut, by its number
 	stopAt   int           // before this piece; len(pieces) for after the last; -1 for not so
@@ -24,6 +25,26 @@ type diffScript struct {
 type diffPiece struct {
 	end   int           // offset in stream
 	pause time.Duration // before it
+}
+
+// within reports whether the request behind the first n has begun by the offset,
+// and not ended. CR and LF begin none.
+func (s *diffScript) within(offset, n int) bool {
+	begun := 0
+	for _, end := range s.requests {
+		if end <= offset {
+			begun++
+		}
+	}
+	if begun < n {
+		return false
+	}
+	for ; !s.ends[offset]; offset-- {
+		if b := s.stream[offset-1]; b != '\r' && b != '\n' {
+			return true
+		}
+	}
+	return false
 }
 
 func (s *diffScript) String() string {
@@ -62,13 +83,15 @@ func (w *diffWriter) cut() { w.cuts = append(w.cuts, len(w.b)) }
 func newDiffScript(roll func(n int) int) *diffScript {
 	w := &diffWriter{roll: roll}
 	s := &diffScript{ends: map[int]bool{0: true}, holds: make(map[int]int), stopAt: -1, stopGate: -1}
-	aimed := roll(6) == 5
+	aim := roll(8)
+	aimed := aim == 7
 	for i := range 1 + roll(4) {
 		r := w.newRequest()
 		if aimed {
 			w.aim(&r, i)
 		}
 		w.request(r)
+		s.requests = append(s.requests, len(w.b))
 		w.cut()
 		s.ends[len(w.b)] = true
 		switch roll(12) {
@@ -91,6 +114,11 @@ func newDiffScript(roll func(n int) int) *diffScript {
 		s.splitAimed(w)
 		s.stopGate = 0
 		s.holds[0] = roll(2) // 0 is before the body of the second comes
+	} else if aim == 6 && len(w.heads) > 1 {
+		// The stop comes when a request's end and the half of the next one's
+		// header have come at once.
+		s.splitAt(map[int]bool{w.heads[0]: roll(2) == 1, w.heads[1] - 1 - roll(40): true, w.heads[1] - 1: roll(2) == 1}, w)
+		s.stopAt = 1 + roll(2)
 	} else {
 		s.split(w)
 		if roll(3) > 0 {
