@@ -294,6 +294,17 @@ func (c *conn) expire() {
 	}
 }
 
+// expireSoon lets the Read of a connection in use fail: of a request's body that
+// does not come.
+func (c *conn) expireSoon() {
+	expire := func() { c.raw.SetReadDeadline(aLongTimeAgo) }
+	if c.ours() {
+		expire()
+	} else {
+		go expire()
+	}
+}
+
 // aLongTimeAgo is a deadline that has passed.
 var aLongTimeAgo = time.Unix(1, 0)
 
@@ -324,6 +335,9 @@ func (c *conn) SetDeadline(t time.Time) error {
 // ending.
 func (c *conn) SetReadDeadline(t time.Time) error {
 	err := c.raw.SetReadDeadline(t)
+	if c.turns == nil {
+		c.h1.deadlineSet(c)
+	}
 	c.keepEnding()
 	return err
 }

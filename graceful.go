@@ -69,8 +69,10 @@ type Server struct {
 	// context do not ask.
 	BeforeShutdown func() bool
 
-	// ShutdownInitiated is called, if not nil, when draining has begun, on a
-	// goroutine of its own, as the functions of RegisterOnShutdown are.
+	// ShutdownInitiated is called, if not nil, once the listeners are closed, a
+	// second after draining began at the latest, on a goroutine of its own, as the
+	// functions of RegisterOnShutdown are. With RetryAfter it is called when
+	// draining begins.
 	ShutdownInitiated func()
 
 	// NoSignalHandling leaves SIGINT and SIGTERM alone.
@@ -332,9 +334,11 @@ func (s *Server) Addrs() []net.Addr { return s.life.allAddrs() }
 // field; 0 waits without end for requests in progress. It panics if timeout is
 // negative.
 //
-// When a shutdown is under way already, Stop can only shorten it: what is left
-// of it becomes timeout, if that is less. Before Serve, Stop makes every later
-// Serve return at once.
+// When a shutdown is under way already, Stop can only shorten it: the time that is
+// left of its drain becomes timeout, if that is less. It does not shorten
+// ShutdownDelay: during the delay, timeout counts from the delay's end. Close and a
+// second signal end the delay. Before Serve, Stop makes every later Serve return at
+// once.
 func (s *Server) Stop(timeout time.Duration) {
 	if timeout < 0 {
 		panic("graceful: Stop with a negative timeout")
@@ -377,9 +381,15 @@ func (s *Server) Close() error {
 	return s.life.closeErr
 }
 
-// RegisterOnShutdown adds a function to call, on a goroutine of its own, when
-// draining begins. Those of the http.Server are called then, too. A function
-// that is added later is called at once.
+// RegisterOnShutdown adds a function to call once in the shutdown, on a goroutine of
+// its own, when ShutdownInitiated is called. Those that are registered with the
+// http.Server before Serve are called then, too, unless the http.Server's own
+// Shutdown has called them: that begins the shutdown. A function that is added
+// later is called at once.
+//
+// Where golang.org/x/net/http2.ConfigureServer has brought its own HTTP/2 (it has
+// registered itself as well), those of the http.Server wait until every HTTP/2
+// connection was told to leave, for two seconds at the most.
 func (s *Server) RegisterOnShutdown(f func()) {
 	s.init()
 	s.side.mu.Lock()
@@ -398,10 +408,11 @@ func (s *Server) RegisterOnShutdown(f func()) {
 // doesn't need it.
 func (s *Server) SetKeepAlivesEnabled(v bool) {
 	s.side.mu.Lock()
-	defer s.side.mu.Unlock()
 	s.side.keepAlives = &v
-	if s.side.hs != nil {
-		s.side.hs.SetKeepAlivesEnabled(v)
+	hs := s.side.hs
+	s.side.mu.Unlock()
+	if hs != nil {
+		hs.SetKeepAlivesEnabled(v) // without mu: it closes connections, which may block
 	}
 }
 

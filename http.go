@@ -5,11 +5,15 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
+	"io/fs"
 	"maps"
 	"net"
 	"net/http"
 	"reflect"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 )
@@ -134,9 +138,11 @@ func (s *Server) configure() error {
 	}
 	hs := s.newHTTPServer(kind)
 	if kind == http2Native {
-		// net/http configures HTTP/2, and says what is wrong with that, when Serve
-		// is called.
-		if err := hs.Serve(noListener{}); err != errNoListener {
+		// net/http configures HTTP/2, and says what is wrong with that, in ServeTLS,
+		// before it opens the files.
+		const noFile = "\x00"
+		var noSuchFile *fs.PathError
+		if err := hs.ServeTLS(nil, noFile, noFile); !errors.As(err, &noSuchFile) {
 			if s.side.http2Err = err; wantsHTTP2(user, false) {
 				return err
 			}
@@ -207,15 +213,6 @@ func copyServer(from *http.Server) *http.Server {
 	}
 	return to
 }
-
-var errNoListener = errors.New("graceful: no listener")
-
-// noListener is a listener that never had a connection.
-type noListener struct{}
-
-func (noListener) Accept() (net.Conn, error) { return nil, errNoListener }
-func (noListener) Close() error              { return nil }
-func (noListener) Addr() net.Addr            { return &net.TCPAddr{} }
 
 // withProtocols returns a copy of config that offers to clients what the
 // http.Server speaks, as its ServeTLS does.
@@ -312,11 +309,37 @@ type httpConn struct {
 
 // A requestLine is what the report says of a request. It is kept apart from the
 // request, which handlers may change.
-type requestLine struct{ method, target string }
+type requestLine struct {
+	method, target string
+	cut            int // how many bytes of the target are not kept
+}
 
-func (l requestLine) String() string { return l.method + " " + quoteTarget(l.target) }
+func (l requestLine) String() string {
+	target := strconv.Quote(l.target)
+	if l.cut > 0 {
+		target += fmt.Sprintf("… (%d bytes)", len(l.target)+l.cut)
+	}
+	return l.method + " " + target
+}
 
-func lineOf(r *http.Request) requestLine { return requestLine{r.Method, r.RequestURI} }
+// maxTarget is how many bytes of a request's target are kept and reported, and
+// maxMethod how many of its method. A client may send as much of either as
+// http.Server.MaxHeaderBytes, 1 MB by default.
+const (
+	maxTarget = 200
+	maxMethod = 40
+)
+
+func lineOf(r *http.Request) requestLine {
+	l := requestLine{method: r.Method, target: r.RequestURI}
+	if len(l.method) <= maxMethod && len(l.target) <= maxTarget {
+		return l
+	}
+	// Copies: the line outlives its request, on an idle connection.
+	method := l.method[:min(len(l.method), maxMethod)]
+	target := l.target[:min(len(l.target), maxTarget)]
+	return requestLine{strings.Clone(method), strings.Clone(target), len(l.target) - len(target)}
+}
 
 // method returns the method of the request of HTTP/1 that is in its handler.
 func (h *httpConn) method() string {
@@ -352,7 +375,10 @@ func (h *httpConn) enter(r *http.Request) {
 	h.c.set(flagInHandler)
 }
 
-func (h *httpConn) leave() { h.c.unset(flagInHandler) }
+func (h *httpConn) leave() {
+	h.c.unset(flagInHandler)
+	h.c.m.changed(h.c, connActive) // the response may be out, and the request's body to come
+}
 
 func (h *httpConn) begin(r *http.Request) {
 	h.s.streamCount.Add(1)
@@ -402,9 +428,6 @@ func Draining(ctx context.Context) <-chan struct{} {
 }
 
 func (s *Server) baseContext(l net.Listener) context.Context {
-	if l == (noListener{}) {
-		return context.Background()
-	}
 	ctx := context.Background()
 	if s.Server.BaseContext != nil {
 		original := l
@@ -464,8 +487,11 @@ func (s *Server) moved(c *conn, state http.ConnState) {
 		}
 		c.setState(connActive)
 	case http.StateIdle:
-		if c.h1.last && !c.multiplexes() {
-			c.h1.endLast(c) // does not return; hooks hear of the end next, as after net/http's own close
+		if !c.multiplexes() {
+			if c.h1.last {
+				c.h1.endLast(c) // does not return; hooks hear of the end next, as after net/http's own close
+			}
+			c.h1.response()
 		}
 	case http.StateClosed:
 		if c.load().state() == connHijacked {

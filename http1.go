@@ -2,6 +2,7 @@ package graceful
 
 import (
 	"bytes"
+	"math/bits"
 	"net/http"
 	"strings"
 	"time"
@@ -19,11 +20,14 @@ import (
 // It belongs to that goroutine, and to those that the handler lets write. Once
 // the connection is hijacked it is not changed any more.
 type http1Conn struct {
-	// buffer is the size of the buffer that net/http reads requests into, as far
-	// as it is known: the most that a Read of a request has asked for. A Read
-	// that asks for less, when a response is out, tells how much of the next
-	// request is in that buffer already.
-	buffer int32
+	// What has come of the next request when a response is out is in net/http's
+	// buffer, and not seen as it is read. net/http waits for four bytes before it
+	// looks at a request, and sets a read deadline before and behind that wait. So
+	// four bytes were there if a second deadline is set with nothing read, and
+	// fewer if it asks for less than the buffer's size: buffer is the most that a
+	// Read of a request has asked for.
+	buffer    int32
+	deadlines uint8 // that were set since the response
 
 	// preface is how much of HTTP/2's preface has come, and -1 when the
 	// connection does not begin so or is not asked for it.
@@ -32,16 +36,20 @@ type http1Conn struct {
 	blank uint8 // how many CR and LF were read last, up to maxBlank
 	began bool  // the final response to the request in progress has begun
 	last  bool  // and says that it is the connection's last
+
+	// interim: a response of the kind 1xx has begun, and its header has not ended.
+	interim bool
 }
 
-// net/http ignores line ends before a request and waits for four bytes.
+// net/http ignores line ends before a request, up to the four bytes that it waits
+// for.
 const maxBlank = 3
 
 // enterRead notes that net/http asks for up to size bytes.
 func (h *http1Conn) enterRead(c *conn, size int) {
 	switch c.load().state() {
 	case connNew, connReceiving:
-		h.buffer = max(h.buffer, int32(size))
+		h.learn(size)
 	case connIdle, connEnding:
 		if c.multiplexes() {
 			return
@@ -49,7 +57,26 @@ func (h *http1Conn) enterRead(c *conn, size int) {
 		if h.buffer-int32(size) > int32(h.blank) {
 			c.begun() // the beginning of a request came with the one before it
 		}
-		h.buffer = max(h.buffer, int32(size))
+		h.learn(size)
+	}
+}
+
+// learn notes that net/http's buffer has room for size bytes. Its size is a power
+// of two. Less is asked for at the beginning of a connection that may turn out to
+// be HTTP/2: the preface, and then what there is room for behind as much.
+func (h *http1Conn) learn(size int) {
+	if int32(size) > h.buffer {
+		h.buffer = 1 << bits.Len32(uint32(size-1))
+	}
+}
+
+// deadlineSet notes that net/http has set a read deadline.
+func (h *http1Conn) deadlineSet(c *conn) {
+	if s := c.load().state(); s != connIdle && s != connEnding || c.multiplexes() {
+		return
+	}
+	if h.deadlines++; h.deadlines == 2 {
+		c.begun()
 	}
 }
 
@@ -108,20 +135,29 @@ func (h *http1Conn) prefaceEnds(c *conn, p []byte) bool {
 
 // request notes that a request has come.
 func (h *http1Conn) request(c *conn) {
-	h.began, h.last = false, false
+	h.began, h.last, h.interim = false, false, false
 	if c.has(flagAhead | flagGaveUp) {
 		c.unset(flagAhead | flagGaveUp)
 	}
 }
+
+// response notes that the response is out.
+func (h *http1Conn) response() { h.deadlines = 0 }
 
 // lastResponse notes that p is about to be written, or nil for what is not seen.
 // It reports whether a final response begins with p that is to be the
 // connection's last.
 //
 // net/http begins every response at the start of a Write: its buffer of 4 KiB is
-// flushed behind each response, final or not (server.go).
+// flushed behind each response, final or not (server.go). An interim header that
+// is longer goes on in the next Writes, the last of which ends with it.
 func (h *http1Conn) lastResponse(c *conn, p []byte) bool {
-	if h.began || c.load().state() != connActive || isInterim(p) {
+	if h.began || c.load().state() != connActive {
+		return false
+	}
+	if h.interim || isInterim(p) {
+		const end = "\r\n\r\n"
+		h.interim = len(p) >= len(end) && !bytes.HasSuffix(p, []byte(end))
 		return false
 	}
 	h.began = true
@@ -194,10 +230,10 @@ func isStatusLine(p []byte) bool {
 	return len(p) >= len(like) && string(p[:7]) == like[:7] && p[8] == ' ' && p[12] == ' '
 }
 
-// isInterim reports whether p is a whole response that another one to the same
+// isInterim reports whether a response begins with p that another one to the same
 // request follows (1xx).
 func isInterim(p []byte) bool {
-	return isStatusLine(p) && p[9] == '1' && string(p[9:12]) != "101" && bytes.HasSuffix(p, []byte("\r\n\r\n"))
+	return isStatusLine(p) && p[9] == '1' && string(p[9:12]) != "101"
 }
 
 // lingerClose is how long the client of a connection that ends with unread bytes

@@ -10,7 +10,7 @@ import (
 // is that request's, however quickly one follows another.
 func TestRequestsWhileServing(t *testing.T) {
 	const times = 20_000
-	h := &httpConn{c: new(conn)}
+	h := &httpConn{c: &conn{m: newManager(drainRules{})}}
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		ring := []*http.Request{
@@ -34,7 +34,7 @@ func TestRequestsWhileServing(t *testing.T) {
 	}
 	wg.Wait()
 	h.enter(&http.Request{Method: "GET", RequestURI: "/last"})
-	if got := h.requests(); len(got) != 1 || got[0] != (requestLine{"GET", "/last"}) {
+	if got := h.requests(); len(got) != 1 || got[0] != (requestLine{method: "GET", target: "/last"}) {
 		t.Errorf("in the handler: %v", got)
 	}
 	h.leave()

@@ -43,7 +43,7 @@ type protocol interface {
 	beginDelay()
 
 	beginDrain() // the listeners have been told to stop
-	runHooks()   // the listeners are closed, or kept open for finishRequests
+	runHooks()   // the listeners are closed, or stay open for longer than hooksLatest
 	beginKill()  // before any connection is closed
 
 	// finishRequests comes in PhaseDraining, before any connection is told to
@@ -197,6 +197,7 @@ func (lc *lifecycle) release(l *listener) {
 	}
 	stopping := lc.Phase() != PhaseServing
 	lc.mu.Unlock()
+	l.dropBacklog()
 	if stopping {
 		lc.log.printf("listener %s closed", l.Addr())
 	}
@@ -437,14 +438,17 @@ func (lc *lifecycle) shutDown(reason string) {
 	close(lc.stopped)
 }
 
+// hooksLatest is how long after draining began the functions that wait for the
+// listeners' end are called at the latest.
+const hooksLatest = time.Second
+
 // drain waits until m has nothing left, and kills what is left when the time
 // is over.
 func (lc *lifecycle) drain(m *manager, listeners []*listener) {
-	if c, ok := m.count(); ok { // always: nobody has said sealed yet
-		lc.mu.Lock()
-		lc.report.Start = statsOf(c, PhaseDraining, lc.p.streams())
-		lc.mu.Unlock()
-	}
+	start := statsOf(m.countFrom(), PhaseDraining, lc.p.streams())
+	lc.mu.Lock()
+	lc.report.Start = start
+	lc.mu.Unlock()
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	answering := lc.p.finishRequests(ctx)
@@ -463,8 +467,13 @@ func (lc *lifecycle) drain(m *manager, listeners []*listener) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	sealed := lc.sealed
+	// A listener may wait for a slot in the limit that a hook is to set free.
+	late := time.NewTimer(hooksLatest)
+	defer late.Stop()
 	for {
 		select {
+		case <-late.C:
+			hooks()
 		case <-answering:
 			answering = nil
 			lc.endAccepting(m, listeners)

@@ -241,6 +241,21 @@ func (l *listener) hasBacklog() bool {
 	return len(l.backlog) > 0
 }
 
+// dropBacklog closes what sweep has accepted and Accept will not return any more.
+func (l *listener) dropBacklog() {
+	l.mu.Lock()
+	dropped := l.backlog
+	l.backlog = nil
+	l.mu.Unlock()
+	if len(dropped) > 0 {
+		go func() { // a Close may block
+			for _, nc := range dropped {
+				nc.Close()
+			}
+		}()
+	}
+}
+
 // dropLast closes the connection that Accept returned last, which nobody took.
 func (l *listener) dropLast() {
 	if c := l.last.Load(); c != nil {
@@ -471,21 +486,26 @@ func (l *listener) stop() {
 		}
 		l.stopAt = time.Since(l.m.began)
 		close(l.stopping)
-		if !l.setDeadline(0) {
-			l.closeSoon()
-		}
+		l.soon(func() {
+			if !l.setDeadline(0) {
+				l.Close()
+			}
+		})
 	})
 }
 
-// closeSoon closes the listener, and waits for that if it is one of package
-// net: the port is free then. A Close that a caller wrote may wait for its
-// Accept, and that for anything.
-func (l *listener) closeSoon() {
-	switch bareListener(l.l).(type) {
-	case *net.TCPListener, *net.UnixListener:
-		l.Close()
+// closeSoon closes the listener.
+func (l *listener) closeSoon() { l.soon(func() { l.Close() }) }
+
+// soon calls f, which calls methods of the listener below, and waits for it if
+// those are package net's: the port is free then, say. A method that a caller wrote
+// may wait for its Accept, and that for anything.
+func (l *listener) soon(f func()) {
+	switch l.l.(type) {
+	case *ownListener, *net.TCPListener, *net.UnixListener:
+		f()
 	default:
-		go l.Close()
+		go f()
 	}
 }
 

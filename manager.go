@@ -32,6 +32,7 @@ type manager struct {
 	remove chan *conn
 
 	// From the shutdown to run.
+	start  chan chan<- census  // count the connections, and from now on what becomes of them
 	begin  chan struct{}       // the drain begins
 	sealed chan struct{}       // no more connections will be added
 	census chan chan<- census  // count the connections
@@ -101,8 +102,8 @@ type census struct {
 	open  [connStates]int // by state
 	http2 int             // of open, those that speak HTTP/2
 
-	// Since the drain began; zero before.
-	late     int // were added after it began
+	// Since start; zero before.
+	late     int // were added after it
 	ended    int // were quiet, and told to end
 	finished int // were closed after their last answer, or by the peer
 	gaveUp   int // had begun to speak, and did not go on
@@ -118,6 +119,7 @@ func newManager(rules drainRules) *manager {
 		active: make(chan *conn),
 		idle:   make(chan *conn),
 		remove: make(chan *conn, buffered),
+		start:  make(chan chan<- census),
 		begin:  make(chan struct{}),
 		sealed: make(chan struct{}),
 		census: make(chan chan<- census),
@@ -177,10 +179,19 @@ func (m *manager) signal(order chan struct{}) {
 }
 
 // count returns the current census, and false if run has returned.
-func (m *manager) count() (census, bool) {
+func (m *manager) count() (census, bool) { return m.askCensus(m.census) }
+
+// countFrom is count, and makes run count from now on what becomes of the
+// connections.
+func (m *manager) countFrom() census {
+	c, _ := m.askCensus(m.start) // run does not return before the drain
+	return c
+}
+
+func (m *manager) askCensus(order chan chan<- census) (census, bool) {
 	reply := make(chan census, 1)
 	select {
-	case m.census <- reply:
+	case order <- reply:
 		return <-reply, true
 	case <-m.done:
 		return census{}, false
@@ -208,6 +219,7 @@ func (m *manager) run() {
 	var (
 		conns  = make(map[*conn]struct{})
 		count  census
+		counts bool   // start has come
 		d      *drain // nil before the drain
 		begin  = m.begin
 		sealed = m.sealed
@@ -231,10 +243,10 @@ func (m *manager) run() {
 			return // its remove has been heard of, or follows
 		}
 		conns[c] = struct{}{}
-		if d != nil {
+		if counts {
 			count.late++
-			look(c)
 		}
+		look(c)
 	}
 	forget := func(c *conn) {
 		if _, ok := conns[c]; !ok {
@@ -243,6 +255,8 @@ func (m *manager) run() {
 		delete(conns, c)
 		if d != nil {
 			d.forget(c)
+		} else if counts {
+			count.finished++
 		}
 	}
 	// catchUp takes in what was said before an order that depends on it.
@@ -279,9 +293,14 @@ func (m *manager) run() {
 			forget(c)
 		case vacant <- struct{}{}:
 
+		case reply := <-m.start:
+			catchUp()
+			counts = true
+			reply <- countConns(conns, count)
 		case <-begin:
 			begin = nil
 			catchUp()
+			counts = true
 			m.draining.Store(true) // before any state is read: see draining
 			d = newDrain(m, &count)
 			for c := range conns {
@@ -365,8 +384,13 @@ func newDrain(m *manager, count *census) *drain {
 // waited for, and tells it to end if that is now.
 func (d *drain) look(c *conn) {
 	w := c.load()
+	before := c.wait.seen
 	switch c.wait.seen = w.state(); c.wait.seen {
-	case connActive, connIdle:
+	case connActive:
+		if c.wait.again = false; before == connActive && c.wait.at > 0 {
+			return // its time runs
+		}
+	case connIdle:
 		c.wait.again = false
 	}
 	if h2 := c.h2.Load(); h2 != nil && c.wait.seen != connHijacked {
@@ -401,6 +425,12 @@ func (d *drain) until(c *conn, w connWord) (due time.Duration, bounded bool) {
 			return max(w.since(), d.begin) + d.m.rules.grace, true
 		}
 		return w.since() + d.m.rules.grace, true
+	case connActive:
+		// A response without an end of its request's body: the handler has left it,
+		// and net/http waits for it. At any other moment the flag is about to be set.
+		if c.turns == nil && !c.multiplexes() && !c.has(flagInHandler) {
+			return time.Since(d.m.began) + halfRequest, true
+		}
 	case connReceiving:
 		if d.halfWait > 0 {
 			if c.wait.again {
@@ -515,7 +545,15 @@ func (d *drain) due() {
 		}
 	}
 	for len(d.waiting) > 0 && d.waiting[0].wait.due <= now {
-		d.look(d.waiting[0]) // removes it, or puts it further back
+		c := d.waiting[0]
+		d.waiting.remove(c)
+		if w := c.load(); w.state() == connActive && c.wait.seen == connActive {
+			if !c.has(flagInHandler) {
+				c.expireSoon()
+			}
+			continue // or its handler has begun
+		}
+		d.look(c)
 	}
 }
 

@@ -89,6 +89,7 @@ func (a *actor) activate(streams bool) {
 		a.c.set(flagForeign)
 	}
 	a.c.h1.request(a.c)
+	a.c.set(flagInHandler)
 	a.c.setState(connActive)
 	if !streams {
 		a.read(1, false)
@@ -99,6 +100,7 @@ func (a *actor) idle(streams bool) {
 	if !streams {
 		a.stopReader()
 	}
+	a.c.unset(flagInHandler)
 	a.c.setState(connIdle)
 	if !streams {
 		a.startReader()

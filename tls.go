@@ -222,8 +222,10 @@ func tlsHandshakeTimeout(s *http.Server) (least time.Duration) {
 // An alpnHandler is what net/http passes to an entry of TLSNextProto.
 type alpnHandler struct {
 	ctx    context.Context
-	secure secureConn // nil without TLS
+	secure secureConn
 	h      http.Handler
+	// options answers "OPTIONS *", which asks about the server as a whole.
+	options bool
 }
 
 // BaseContext is how net/http passes the connection's context to HTTP/2.
@@ -239,6 +241,14 @@ func (h alpnHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if r.RemoteAddr == "" {
 		r.RemoteAddr = h.secure.RemoteAddr().String()
+	}
+	if h.options && r.RequestURI == "*" && r.Method == http.MethodOptions {
+		// As http.Server does, unless its DisableGeneralOptionsHandler is set.
+		w.Header().Set("Content-Length", "0")
+		if r.ContentLength != 0 {
+			io.Copy(io.Discard, http.MaxBytesReader(w, r.Body, 4<<10))
+		}
+		return
 	}
 	h.h.ServeHTTP(w, r)
 }

@@ -84,7 +84,7 @@ func (c *command) main() (bool, error) {
 	}
 	all := newResults()
 	for _, p := range tests {
-		r, err := c.test(p.ImportPath)
+		r, err := c.test(p)
 		if err != nil {
 			return false, err
 		}
@@ -92,7 +92,7 @@ func (c *command) main() (bool, error) {
 			r.count(passed), r.count(failed), r.count(skipped), r.served(), r.took.Round(time.Second))
 		all.add(r)
 	}
-	return c.judge(all, env)
+	return c.judge(all, tests, env)
 }
 
 // A moduleInfo is the library's.
@@ -139,7 +139,8 @@ type testPackage struct {
 	ImportPath, Name          string
 	TestGoFiles, XTestGoFiles []string
 
-	belowHTTP bool // net/http imports it
+	belowHTTP bool     // net/http imports it
+	tests     []string // all there are
 }
 
 // prepare writes the overlay, and returns the packages that there are.
@@ -177,7 +178,7 @@ func (c *command) prepare(env environment) ([]testPackage, error) {
 			continue // Go 1.26
 		}
 		p.belowHTTP = p.ImportPath != "net/http" && slices.Contains(below, p.ImportPath)
-		if err := o.addTests(p); err != nil {
+		if err := o.addTests(&p); err != nil {
 			return nil, err
 		}
 		tests = append(tests, p)
@@ -201,21 +202,34 @@ func (c *command) args(pkg, run string, count int) []string {
 	return append(args, pkg)
 }
 
-// test runs the tests of one package against the library.
-func (c *command) test(pkg string) (*results, error) {
+// test runs the tests of one package against the library. A test that ends the
+// binary, by a panic or since it hangs, does not keep the others from being
+// run: those that have not ended are, once more, without it.
+func (c *command) test(p testPackage) (*results, error) {
 	served := filepath.Join(c.dir, "served")
 	if err := os.WriteFile(served, nil, 0o666); err != nil {
 		return nil, err
 	}
-	r, err := c.goTest(c.args(pkg, c.run, 1), "CONFORMANCE_SERVED="+served)
-	if err != nil {
-		return nil, err
+	r := newResults()
+	run := c.run
+	for rest := len(p.tests) + 1; ; {
+		again, err := c.goTest(c.args(p.ImportPath, run, 1), "CONFORMANCE_SERVED="+served)
+		if err != nil {
+			return nil, err
+		}
+		r.add(again)
+		left := r.unended(p)
+		if len(left) == 0 || len(left) == rest || run == c.run && c.run != "" {
+			break
+		}
+		rest = len(left)
+		run = "^(" + strings.Join(left, "|") + ")$"
 	}
 	b, err := os.ReadFile(served)
 	if err != nil {
 		return nil, err
 	}
-	r.noteServed(pkg, strings.Split(strings.TrimSuffix(string(b), "\n"), "\n"))
+	r.noteServed(p.ImportPath, strings.Split(strings.TrimSuffix(string(b), "\n"), "\n"))
 	return r, nil
 }
 

@@ -51,13 +51,16 @@ func testA(t *testing.T, mode testMode) {}
 func BenchmarkB(b *testing.B) {}
 func TestC(t testing.TB) {}
 `
-	got, n, err := markTests("x_test.go", []byte(src))
+	got, tests, err := markTests("x_test.go", []byte(src))
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := strings.Replace(src, "TestA(t *testing.T) {", `TestA(t *testing.T) { conformanceTest("TestA");`, 1)
-	if diff := cmp.Diff(want, string(got)); diff != "" || n != 1 {
-		t.Errorf("%d marked\n%s", n, diff)
+	if diff := cmp.Diff(want, string(got)); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff([]string{"TestA"}, tests); diff != "" {
+		t.Error(diff)
 	}
 }
 
@@ -109,6 +112,10 @@ func TestReadResults(t *testing.T) {
 		if got := r.count(o); got != want {
 			t.Errorf("%d tests %q, want %d", got, o, want)
 		}
+	}
+	p := testPackage{ImportPath: "net/http", tests: []string{"TestA", "TestB", "TestC", "TestD"}}
+	if diff := cmp.Diff([]string{"TestC", "TestD"}, r.unended(p)); diff != "" {
+		t.Error(diff)
 	}
 	if got := r.outputOf("net/http.TestA/h1"); got != "want 2\n" {
 		t.Errorf("printed %q", got)

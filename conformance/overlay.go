@@ -244,34 +244,28 @@ func moveImports(name string, src []byte, module string) ([]byte, error) {
 }
 
 // addTests makes the tests of a package of the standard library tell the
-// harness their names, and their binary link it.
-func (o *overlay) addTests(p testPackage) error {
-	inside := p.TestGoFiles
-	if p.belowHTTP {
-		inside = nil // what net/http needs can't import it
-	}
-	n := 0
-	for _, files := range [][]string{inside, p.XTestGoFiles} {
-		for _, name := range files {
-			name = path.Join(p.ImportPath, name)
-			src, err := o.content(name)
-			if err != nil {
-				return err
-			}
-			src, marked, err := markTests(name, src)
-			if err != nil {
-				return err
-			}
-			n += marked
-			if marked == 0 {
-				continue
-			}
-			if err := o.put(name, src); err != nil {
-				return err
-			}
+// harness their names, and their binary link it. It sets p.tests.
+func (o *overlay) addTests(p *testPackage) error {
+	for _, name := range slices.Concat(p.TestGoFiles, p.XTestGoFiles) {
+		inside := slices.Contains(p.TestGoFiles, name)
+		name = path.Join(p.ImportPath, name)
+		src, err := o.content(name)
+		if err != nil {
+			return err
+		}
+		src, tests, err := markTests(name, src)
+		if err != nil {
+			return err
+		}
+		p.tests = append(p.tests, tests...)
+		if len(tests) == 0 || inside && p.belowHTTP {
+			continue // what net/http needs can't import it, so nor the hooks
+		}
+		if err := o.put(name, src); err != nil {
+			return err
 		}
 	}
-	if n == 0 {
+	if len(p.tests) == 0 {
 		return fmt.Errorf("%s has no tests", p.ImportPath)
 	}
 
@@ -282,7 +276,7 @@ func (o *overlay) addTests(p testPackage) error {
 			"package http\n\n%s", strings.Replace(call, "http.", "", 1))); err != nil {
 			return err
 		}
-	case len(inside) > 0:
+	case len(p.TestGoFiles) > 0 && !p.belowHTTP:
 		if err := o.put(p.ImportPath+"/conformance_inside_test.go", fmt.Appendf(nil,
 			"package %s\n\nimport http \"net/http\"\n\n%s", p.Name, call)); err != nil {
 			return err
@@ -295,14 +289,15 @@ func (o *overlay) addTests(p testPackage) error {
 }
 
 // markTests returns the source of a test file in which every test says its
-// name first, and how many there are. The line numbers stay.
-func markTests(name string, src []byte) ([]byte, int, error) {
+// name first, and those names. The line numbers stay.
+func markTests(name string, src []byte) ([]byte, []string, error) {
 	fset := token.NewFileSet()
 	file, err := parser.ParseFile(fset, name, src, 0)
 	if err != nil {
-		return nil, 0, err
+		return nil, nil, err
 	}
 	var edits insertions
+	var tests []string
 	for _, decl := range file.Decls {
 		f, ok := decl.(*ast.FuncDecl)
 		if !ok || f.Recv != nil || !strings.HasPrefix(f.Name.Name, "Test") || f.Name.Name == "TestMain" ||
@@ -310,8 +305,9 @@ func markTests(name string, src []byte) ([]byte, int, error) {
 			continue
 		}
 		edits.add(fset.Position(f.Body.Lbrace).Offset+1, fmt.Sprintf(" conformanceTest(%q);", f.Name.Name))
+		tests = append(tests, f.Name.Name)
 	}
-	return edits.apply(src), len(edits), nil
+	return edits.apply(src), tests, nil
 }
 
 // isTestingT reports whether the type is *testing.T.
