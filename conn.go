@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/seed-121bbccf/graceful/internal/sendfile"
 	"github.com/seed-121bbccf/graceful/internal/sock"
 )
 
@@ -238,7 +239,7 @@ func (c *conn) readFrom(rf io.ReaderFrom, r io.Reader) (int64, error) {
 		return io.Copy(writerOnly{c}, r)
 	}
 	if c.turns != nil {
-		if !isFile(r) {
+		if !sendfile.IsFile(r) {
 			// While it waits for r, as in a proxy, nothing is written.
 			return io.Copy(writerOnly{c}, r)
 		}
@@ -445,9 +446,6 @@ func trackedConn(nc net.Conn) *conn {
 	}
 	return nil
 }
-
-// socketOf returns what lies at the bottom of nc's NetConn methods.
-func socketOf(nc net.Conn) net.Conn { return sock.Bottom(nc) }
 
 // A wrapper embeds conn one level above the connection itself, so that conn's
 // methods hide the connection's and everything else shines through.

@@ -11,9 +11,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
-	"os"
 	"regexp"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -123,322 +121,6 @@ type diffCounts struct {
 func (n diffCounts) String() string {
 	return fmt.Sprintf("%d streams (%d over TLS), %d stops, %d of them inside a handler, %d responses compared, %d requests left to the client, %d that net/http does not always answer the same",
 		n.streams, n.overTLS, n.stops, n.inHandler, n.responses, n.unanswered, n.unsteady)
-}
-
-// A diffScript is what a client does, and when the server is stopped.
-type diffScript struct {
-	stream   []byte
-	ends     map[int]bool  // offsets in stream between two requests
-	pieces   []diffPiece   // of stream, in order
-	holds    map[int]int   // for how many pieces a gate stays shut, by its number
-	stopAt   int           // before this piece; len(pieces) for after the last; -1 for not so
-	stopGate int           // at this gate of a handler; -1 for not so
-	late     time.Duration // from the stop to the next thing
-	delay    time.Duration // Server.ShutdownDelay
-	tls      int           // 0 none, 1 the server's own, 2 a listener's
-}
-
-type diffPiece struct {
-	end   int           // offset in stream
-	pause time.Duration // before it
-}
-
-func (s *diffScript) String() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "stop before piece %d or at gate %d, then %v; delay %v; TLS %d; holds %v\n",
-		s.stopAt, s.stopGate, s.late, s.delay, s.tls, s.holds)
-	from := 0
-	for i, p := range s.pieces {
-		text := strconv.Quote(string(s.stream[from:p.end]))
-		if len(text) > 600 {
-			text = text[:300] + " ... " + text[len(text)-300:]
-		}
-		fmt.Fprintf(&b, "%2d: after %v, %d bytes to %d: %s\n", i, p.pause, p.end-from, p.end, text)
-		from = p.end
-	}
-	return b.String()
-}
-
-// A diffWriter writes a stream by the grammar.
-type diffWriter struct {
-	roll func(n int) int
-	b    []byte
-	cuts []int // offsets at which a piece may end
-	ids  int
-}
-
-func (w *diffWriter) put(format string, args ...any) { w.b = fmt.Appendf(w.b, format, args...) }
-
-func (w *diffWriter) chance(n int) bool { return w.roll(n) == n-1 }
-
-// cut marks the offset as one at which a piece may end.
-func (w *diffWriter) cut() { w.cuts = append(w.cuts, len(w.b)) }
-
-func newDiffScript(roll func(n int) int) *diffScript {
-	w := &diffWriter{roll: roll}
-	s := &diffScript{ends: map[int]bool{0: true}, holds: make(map[int]int), stopAt: -1, stopGate: -1}
-	for range 1 + roll(4) {
-		w.request()
-		w.cut()
-		s.ends[len(w.b)] = true
-		switch roll(12) {
-		case 9, 10:
-			for range 1 + roll(2) {
-				w.put("\r\n")
-				w.cut()
-				s.ends[len(w.b)] = true
-			}
-		case 11:
-			w.put("X") // it is the beginning of the next one's method
-			w.cut()
-		}
-	}
-	s.stream = w.b
-	s.split(w)
-	if roll(3) > 0 {
-		s.stopGate = roll(3)
-	} else {
-		s.stopAt = roll(len(s.pieces) + 1)
-	}
-	for gate := range 6 {
-		s.holds[gate] = roll(4)
-	}
-	s.late = diffPauses[roll(len(diffPauses))]
-	if roll(4) == 3 {
-		s.delay = 300 * ms
-	}
-	if roll(16) == 15 {
-		s.tls = 1 + roll(2)
-	}
-	return s
-}
-
-// diffPauses are about the quiet window of 500 ms, and less than what half a
-// request is waited for.
-var diffPauses = []time.Duration{0, 0, 0, 10 * ms, 100 * ms, 499 * ms, 501 * ms, 1200 * ms}
-
-// split decides where the pieces of the stream end.
-func (s *diffScript) split(w *diffWriter) {
-	at := make(map[int]bool)
-	switch w.roll(4) {
-	case 0: // all at once
-	case 1: // where requests end
-		for end := range s.ends {
-			at[end] = true
-		}
-	case 2: // some of the marks
-		for _, c := range w.cuts {
-			if w.roll(2) == 0 {
-				at[c] = true
-			}
-		}
-	case 3: // anywhere, and about the marks
-		for range 1 + w.roll(4) {
-			at[w.roll(len(s.stream))] = true
-		}
-		for range w.roll(3) {
-			at[w.cuts[w.roll(len(w.cuts))]+w.roll(5)-2] = true
-		}
-	}
-	for i := 1; i < len(s.stream); i++ {
-		if at[i] {
-			s.pieces = append(s.pieces, diffPiece{end: i, pause: diffPauses[w.roll(len(diffPauses))]})
-		}
-		if len(s.pieces) == 40 {
-			break
-		}
-	}
-	s.pieces = append(s.pieces, diffPiece{end: len(s.stream), pause: diffPauses[w.roll(len(diffPauses))]})
-}
-
-// smuggled returns a request that is never sent: it stands in a body.
-func (w *diffWriter) smuggled() string {
-	w.ids++
-	return fmt.Sprintf("GET /0/%d HTTP/1.1\r\nHost: evil\r\n\r\n", 1000+w.ids)
-}
-
-// diffUnsent matches what smuggled has written.
-var diffUnsent = regexp.MustCompile(`^GET /0/\d{4}$`)
-
-// request writes a request, nearly valid.
-func (w *diffWriter) request() {
-	w.ids++
-	start := len(w.b)
-	method := []string{"GET", "GET", "POST", "POST", "POST", "PUT", "HEAD", "OPTIONS", "DELETE"}[w.roll(9)]
-	proto := "HTTP/1.1"
-	if w.chance(8) {
-		proto = "HTTP/1.0"
-	}
-	nl := "\r\n"
-	if w.chance(8) {
-		nl = "\n"
-	}
-	w.put("%s /%x/%d %s%s", method, w.plan(), w.ids, proto, nl)
-	if !w.chance(40) {
-		w.put("Host: h%s", nl)
-	}
-	var body string
-	kind := 0
-	if method != "GET" && method != "HEAD" || w.chance(12) {
-		kind = 1 + w.roll(5)
-		body = w.body()
-	}
-	if proto == "HTTP/1.0" {
-		kind = min(kind, 1)
-		if w.roll(2) == 0 {
-			w.put("Connection: keep-alive%s", nl)
-		}
-	} else if w.chance(24) {
-		w.put("Connection: close%s", nl)
-	}
-	if kind > 0 && w.chance(6) {
-		w.put("Expect: 100-continue%s", nl)
-	}
-	if w.chance(20) {
-		w.put("Connection: Upgrade%sUpgrade: websocket%s", nl, nl)
-	}
-	switch {
-	case kind > 3: // chunked
-		w.put("Transfer-Encoding: chunked%s", nl)
-		if w.chance(3) {
-			w.put("Trailer: X-T%s", nl)
-		}
-		if w.chance(40) {
-			w.put("Content-Length: %d%s", len(body), nl)
-		}
-	case kind > 0:
-		w.put("Content-Length: %d%s", len(body), nl)
-	}
-	if w.chance(40) {
-		w.put("%s%s", []string{"Bad Header: x", ": x", "X-Bad\x01: x", "Content-Length: 7"}[w.roll(4)], nl)
-	}
-	w.long(start, nl)
-	w.cut()
-	w.put("%s", nl)
-	w.cut()
-	switch {
-	case kind > 3:
-		w.chunked(body, nl)
-	case kind > 0:
-		at := w.roll(len(body) + 1)
-		w.put("%s", body[:at])
-		w.cut()
-		w.put("%s", body[at:])
-	}
-}
-
-// long writes a header field, or two, whose lines end at an edge of a buffer
-// of 4096 bytes, counted from the line's beginning, the request's or the
-// connection's.
-func (w *diffWriter) long(start int, nl string) {
-	pad := func(name string, to int) {
-		// to is how many bytes there are to be before the line's LF.
-		n := to - len(name) - len(": ") - (len(nl) - 1)
-		if n < 0 {
-			n += 4096
-		}
-		w.put("%s: %s", name, strings.Repeat("a", n))
-		w.cut()
-		w.put("%s", nl[:len(nl)-1])
-		w.cut()
-		w.put("%s", nl[len(nl)-1:])
-		w.cut()
-	}
-	edge := 4094 + w.roll(4)
-	switch w.roll(10) {
-	case 6:
-		pad("X-Line", edge)
-	case 7:
-		pad("X-Conn", edge-len(w.b)%4096)
-	case 8:
-		pad("X-Req", edge-(len(w.b)-start)%4096)
-	case 9: // aligns, so that the next line begins with an empty buffer
-		pad("X-Align", 4095-(len(w.b)-start)%4096)
-		pad("X-Line", edge)
-	}
-}
-
-// body returns what a body consists of: often of requests.
-func (w *diffWriter) body() string {
-	switch w.roll(8) {
-	case 0:
-		return ""
-	case 1:
-		return "0123456789"
-	case 2, 3:
-		return w.smuggled()
-	case 4:
-		return "\r\n" + w.smuggled()
-	case 5: // to an edge
-		b := strings.Repeat(w.smuggled(), 100)
-		n := 4096 - len(w.b)%4096 + w.roll(68) // the header goes on for some 60 bytes
-		return b[:n%len(b)]
-	case 6:
-		return strings.Repeat("x", 4090+w.roll(10)) + w.smuggled()
-	}
-	if w.chance(8) {
-		return strings.Repeat("x", 300<<10) // more than net/http reads behind an answer
-	}
-	return strings.Repeat("x", 1+w.roll(9000)) + w.smuggled()
-}
-
-func (w *diffWriter) chunked(body, nl string) {
-	for len(body) > 0 {
-		n := 1 + w.roll(len(body))
-		if w.roll(2) == 0 {
-			n = len(body)
-		}
-		w.put("%x", n)
-		if w.chance(6) {
-			w.put(";ext=%s", strings.Repeat("e", w.roll(20)))
-		}
-		w.put("%s", nl)
-		w.cut()
-		w.put("%s", body[:n])
-		w.cut()
-		if w.chance(60) {
-			w.put("!")
-		}
-		w.put("%s", nl)
-		body = body[n:]
-	}
-	w.put("0%s", nl)
-	w.cut()
-	if w.chance(3) {
-		w.put("X-T: t%s", nl)
-		w.cut()
-	}
-	w.put("%s", nl)
-}
-
-// A diffPlan says what a handler does with a request. It stands in the target,
-// as a number of these digits.
-type diffPlan struct {
-	respond    int // 12
-	body       int // 5: when the handler reads it
-	gateFirst  int // 4: a gate before everything, if 3
-	duplex     int // 4: EnableFullDuplex, if 3
-	interim    int // 8: a 103 first, if 7
-	connection int // 12: what it does with the field Connection
-}
-
-func (w *diffWriter) plan() int {
-	n := 0
-	for _, size := range diffPlanSizes {
-		n = n*size + w.roll(size)
-	}
-	return n
-}
-
-var diffPlanSizes = []int{12, 5, 4, 4, 8, 12}
-
-func parseDiffPlan(n int) (p diffPlan) {
-	fields := []*int{&p.respond, &p.body, &p.gateFirst, &p.duplex, &p.interim, &p.connection}
-	for i := len(fields) - 1; i >= 0; i-- {
-		*fields[i] = n % diffPlanSizes[i]
-		n /= diffPlanSizes[i]
-	}
-	return p
 }
 
 // A diffSide is one of the two servers, seen by its client.
@@ -627,8 +309,9 @@ func (s *diffScript) serve(ours bool) diffRun {
 		side.state = state
 		side.mu.Unlock()
 	}
-	l := &diffListener{conns: make(chan net.Conn, 1), done: make(chan struct{})}
-	cl, sv := newDiffConn()
+	l := newVirtListener()
+	cl := l.dial()
+	sv := l.conns[0]
 	var client net.Conn = cl
 	var listener net.Listener = l
 	var config *tls.Config
@@ -655,7 +338,6 @@ func (s *diffScript) serve(ours bool) diffRun {
 			hs.Serve(listener)
 		}
 	}()
-	l.conns <- sv
 	if c, ok := client.(*tls.Conn); ok {
 		c.Handshake()
 	}
@@ -671,7 +353,7 @@ func (s *diffScript) serve(ours bool) diffRun {
 	moment := func() diffMoment {
 		side.mu.Lock()
 		defer side.mu.Unlock()
-		return diffMoment{len(side.entered), got.len(), sv.isClosed()}
+		return diffMoment{len(side.entered), got.len(), virtClosed(sv.out)}
 	}
 	stop := func(piece int) {
 		if r.stopPiece >= 0 {
@@ -764,6 +446,13 @@ func (s *diffScript) serve(ours bool) diffRun {
 	return r
 }
 
+// virtClosed reports whether the writer of p has closed it.
+func virtClosed(p *virtPipe) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.wclosed
+}
+
 // isClosedChan reports whether the channel has been closed.
 func isClosedChan(ch <-chan struct{}) bool {
 	select {
@@ -782,11 +471,21 @@ func (s *diffScript) compare(ref, got diffRun, n *diffCounts) string {
 	if diffShow != nil {
 		diffShow("net/http: %q %v\n%v", ref.entered, ref.after, want)
 		diffShow("ours: %q %v\n%v", got.entered, got.after, have)
+		diffShow = nil
 	}
 
+	// What handlers were given.
+	for i, e := range got.entered {
+		if i >= len(ref.entered) && ref.panicked && !diffUnsent.MatchString(e) {
+			continue
+		}
+		if i >= len(ref.entered) || e != ref.entered[i] {
+			return fmt.Sprintf("smuggled: a handler was given %q as request %d; net/http's were given %q", e, i, ref.entered)
+		}
+	}
 	// What was answered.
 	for i, h := range have {
-		if h.interim() && h.close && !(i < len(want) && want[i].close) {
+		if h.interim() && h.close && i < len(want) && !want[i].close {
 			return fmt.Sprintf("interim: response %d, a %d, says close", i, h.status)
 		}
 		if i >= len(want) && ref.panicked {
@@ -805,15 +504,6 @@ func (s *diffScript) compare(ref, got diffRun, n *diffCounts) string {
 	}
 	n.responses += len(have)
 
-	// What handlers were given.
-	for i, e := range got.entered {
-		if i >= len(ref.entered) && ref.panicked && !diffUnsent.MatchString(e) {
-			continue
-		}
-		if i >= len(ref.entered) || e != ref.entered[i] {
-			return fmt.Sprintf("smuggled: a handler was given %q as request %d; net/http's were given %q", e, i, ref.entered)
-		}
-	}
 	if got.tookTooLong && !ref.busy {
 		return "hangs: the stop has not ended 12 s after the last byte"
 	}
@@ -869,127 +559,6 @@ func (s *diffScript) compare(ref, got diffRun, n *diffCounts) string {
 	return ""
 }
 
-// A diffResponse is a response on the wire.
-type diffResponse struct {
-	status int
-	head   string // without Date and Connection
-	body   string
-	close  bool
-	framed bool // its end does not depend on the connection's
-	whole  bool
-}
-
-func (r diffResponse) interim() bool { return r.status/100 == 1 && r.status != 101 }
-
-func (r diffResponse) String() string {
-	s := fmt.Sprintf("%q %q", r.head, r.body)
-	if len(s) > 700 {
-		s = s[:500] + " ... " + s[len(s)-200:]
-	}
-	return fmt.Sprintf("%s close=%v whole=%v", s, r.close, r.whole)
-}
-
-// same reports whether r is as good an answer as the reference's.
-func (r diffResponse) same(want diffResponse) bool {
-	return r.head == want.head && r.body == want.body && r.whole == want.whole
-}
-
-// parseDiff splits what a server has sent into responses. What is no response
-// becomes one that no other is the same as.
-func parseDiff(b []byte) []diffResponse {
-	var rs []diffResponse
-	for len(b) > 0 {
-		head, rest, ok := bytes.Cut(b, []byte("\r\n\r\n"))
-		if !ok {
-			return append(rs, diffResponse{status: 999, head: string(b), framed: true})
-		}
-		var r diffResponse
-		method := ""
-		length := -1
-		chunked := false
-		var kept []string
-		keepAlive := false
-		for i, line := range strings.Split(string(head), "\r\n") {
-			if i == 0 {
-				fmt.Sscanf(line, "HTTP/1.%d %d", new(int), &r.status)
-				kept = append(kept, line)
-				continue
-			}
-			k, v, _ := strings.Cut(line, ": ")
-			switch strings.ToLower(k) {
-			case "date":
-				continue
-			case "connection":
-				r.close = r.close || v == "close"
-				keepAlive = keepAlive || v == "keep-alive"
-				continue
-			case "x-method":
-				method = v
-			case "content-length":
-				length, _ = strconv.Atoi(v)
-			case "transfer-encoding":
-				chunked = v == "chunked"
-			}
-			kept = append(kept, line)
-		}
-		r.head = strings.Join(kept, "\n")
-		r.framed, r.whole = true, true
-		b = rest
-		switch {
-		case r.interim() || method == "HEAD" || r.status == 204 || r.status == 304:
-		case chunked:
-			n := diffChunkedLen(b)
-			if r.whole = n >= 0; !r.whole {
-				n = len(b)
-			}
-			r.body, b = string(b[:n]), b[n:]
-		case length >= 0:
-			r.whole = len(b) >= length
-			length = min(length, len(b))
-			r.body, b = string(b[:length]), b[length:]
-		default:
-			r.framed = false
-			r.body, b = string(b), nil
-		}
-		rs = append(rs, r)
-	}
-	return rs
-}
-
-// diffChunkedLen returns the length of the chunked body that b begins with,
-// trailers included; -1 if it is not whole.
-func diffChunkedLen(b []byte) int {
-	at := 0
-	line := func() string {
-		i := bytes.Index(b[at:], []byte("\r\n"))
-		if i < 0 {
-			return "-"
-		}
-		s := string(b[at : at+i])
-		at += i + 2
-		return s
-	}
-	for {
-		n, err := strconv.ParseInt(line(), 16, 32)
-		if err != nil {
-			return -1
-		}
-		if n == 0 {
-			for {
-				switch line() {
-				case "":
-					return at
-				case "-":
-					return -1
-				}
-			}
-		}
-		if at += int(n); at > len(b) || line() != "" {
-			return -1
-		}
-	}
-}
-
 // A diffCounter collects what is written to it.
 type diffCounter struct {
 	mu sync.Mutex // guards b
@@ -1021,131 +590,3 @@ var diffTLS = sync.OnceValue(func() *tls.Config {
 	config.NextProtos = []string{"http/1.1"}
 	return config
 })
-
-// A diffListener accepts what is put into conns.
-type diffListener struct {
-	conns chan net.Conn
-	done  chan struct{}
-	once  sync.Once
-}
-
-func (l *diffListener) Accept() (net.Conn, error) {
-	select {
-	case c := <-l.conns:
-		return c, nil
-	case <-l.done:
-		return nil, net.ErrClosed
-	}
-}
-
-func (l *diffListener) Close() error {
-	l.once.Do(func() { close(l.done) })
-	return nil
-}
-
-func (l *diffListener) Addr() net.Addr { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 80} }
-
-// A diffConn is one end of a connection in memory. A Write never waits.
-type diffConn struct {
-	in, out *diffPipe
-}
-
-func newDiffConn() (client, server *diffConn) {
-	a, b := new(diffPipe), new(diffPipe)
-	a.changed.L, b.changed.L = &a.mu, &b.mu
-	return &diffConn{a, b}, &diffConn{b, a}
-}
-
-func (c *diffConn) Read(p []byte) (int, error)  { return c.in.read(p) }
-func (c *diffConn) Write(p []byte) (int, error) { return c.out.write(p) }
-
-func (c *diffConn) Close() error {
-	c.CloseWrite()
-	c.in.end(&c.in.closed)
-	return nil
-}
-
-func (c *diffConn) CloseWrite() error {
-	c.out.end(&c.out.eof)
-	return nil
-}
-
-// isClosed reports whether this end has been closed.
-func (c *diffConn) isClosed() bool {
-	c.out.mu.Lock()
-	defer c.out.mu.Unlock()
-	return c.out.eof
-}
-
-func (c *diffConn) LocalAddr() net.Addr                { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 80} }
-func (c *diffConn) RemoteAddr() net.Addr               { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 99} }
-func (c *diffConn) SetDeadline(t time.Time) error      { return c.SetReadDeadline(t) }
-func (c *diffConn) SetWriteDeadline(t time.Time) error { return nil }
-
-func (c *diffConn) SetReadDeadline(t time.Time) error {
-	p := c.in
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.deadline = t
-	if p.alarm != nil {
-		p.alarm.Stop()
-		p.alarm = nil
-	}
-	if d := time.Until(t); !t.IsZero() && d > 0 {
-		p.alarm = time.AfterFunc(d, p.wake)
-	}
-	p.changed.Broadcast()
-	return nil
-}
-
-// A diffPipe is one direction of a connection.
-type diffPipe struct {
-	mu       sync.Mutex // guards what follows
-	changed  sync.Cond
-	buf      bytes.Buffer
-	eof      bool // the writer has closed
-	closed   bool // the reader has
-	deadline time.Time
-	alarm    *time.Timer
-}
-
-func (p *diffPipe) wake() { p.end(new(bool)) }
-
-// end sets the flag and wakes whoever waits.
-func (p *diffPipe) end(flag *bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	*flag = true
-	p.changed.Broadcast()
-}
-
-func (p *diffPipe) read(b []byte) (int, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for {
-		switch {
-		case p.closed:
-			return 0, net.ErrClosed
-		case !p.deadline.IsZero() && !time.Now().Before(p.deadline):
-			return 0, os.ErrDeadlineExceeded // before bytes that are there, as package net has it
-		case p.buf.Len() > 0:
-			return p.buf.Read(b)
-		case p.eof:
-			return 0, io.EOF
-		}
-		p.changed.Wait()
-	}
-}
-
-func (p *diffPipe) write(b []byte) (int, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	switch {
-	case p.eof:
-		return 0, net.ErrClosed
-	case p.closed:
-		return 0, io.ErrClosedPipe
-	}
-	p.changed.Broadcast()
-	return p.buf.Write(b)
-}

@@ -15,7 +15,10 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/seed-121bbccf/graceful/internal/counter"
 )
 
 // An httpSide is what a Server knows of HTTP.
@@ -120,7 +123,7 @@ func (s *Server) compose() http.Handler {
 	}
 	if s.RetryAfter > 0 {
 		s.side.inflight = &InFlight{RetryAfter: s.RetryAfter, ReleaseWindow: -1}
-		h = s.side.inflight.Handler(h)
+		h = s.side.inflight.serverHandler(h)
 	}
 	return h
 }
@@ -305,6 +308,10 @@ type httpConn struct {
 	// goroutine's while flagInHandler is not set, and nobody's to write while
 	// it is.
 	last requestLine
+
+	// counted is where Server.RetryAfter counts the request of HTTP/1 in
+	// progress; nil if it does not.
+	counted atomic.Pointer[counter.Shard]
 }
 
 // A requestLine is what the report says of a request. It is kept apart from the
@@ -508,6 +515,9 @@ func (s *Server) moved(c *conn, state http.ConnState) {
 	case http.StateIdle:
 		c.setState(connIdle)
 	case http.StateHijacked:
+		if h := c.http.Load(); h != nil && s.side.inflight != nil {
+			s.side.inflight.hijacked(h)
+		}
 		c.setState(connHijacked)
 	case http.StateClosed:
 		c.gone()

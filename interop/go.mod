@@ -9,7 +9,7 @@ require (
 	github.com/gorilla/websocket v1.5.3
 	github.com/pires/go-proxyproto v0.15.0
 	github.com/quic-go/quic-go v0.65.0
-	github.com/seed-121bbccf/graceful v0.0.0
+	github.com/seed-121bbccf/graceful v0.1.0
 	github.com/soheilhy/cmux v0.1.5
 	github.com/tidwall/redcon v1.6.4
 	golang.org/x/net v0.62.0

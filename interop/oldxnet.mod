@@ -4,7 +4,7 @@ module github.com/seed-121bbccf/graceful/interop
 go 1.26
 
 require (
-	github.com/seed-121bbccf/graceful v0.0.0
+	github.com/seed-121bbccf/graceful v0.1.0
 	golang.org/x/net v0.47.0
 )
 
