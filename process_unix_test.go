@@ -6,9 +6,11 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"os"
+	"os/signal"
 	"strings"
 	"syscall"
 	"testing"
@@ -72,6 +74,47 @@ func TestServerChild(t *testing.T) {
 		start(newServer())
 		start(newServer())
 		end()
+	case "descriptors":
+		srv := newServer()
+		srv.Logger = nil
+		srv.LogFunc = func(format string, _ ...any) {
+			if strings.HasPrefix(format, "shutdown initiated") {
+				fmt.Println("stopping")
+			}
+		}
+		said := false // net/http logs from one goroutine
+		srv.ErrorLog = log.New(writerFunc(func(p []byte) (int, error) {
+			if !said && strings.Contains(string(p), "too many open files") {
+				said = true
+				fmt.Println("full")
+			}
+			return len(p), nil
+		}), "", 0)
+		released := make(chan struct{})
+		srv.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			<-released
+			io.WriteString(w, "done")
+		})
+		release := make(chan os.Signal, 1)
+		signal.Notify(release, syscall.SIGUSR1)
+		go func() { <-release; close(released) }()
+		start(srv)
+		// Descriptors are given out from the lowest number on.
+		next, err := syscall.Dup(0)
+		if err != nil {
+			fmt.Println(err)
+			os.Exit(9)
+		}
+		syscall.Close(next)
+		var lim syscall.Rlimit
+		syscall.Getrlimit(syscall.RLIMIT_NOFILE, &lim)
+		setLimit(&lim.Cur, next+8)
+		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &lim); err != nil {
+			fmt.Println(err)
+			os.Exit(9)
+		}
+		fmt.Println("limited")
+		end()
 	case "veto":
 		srv := newServer()
 		first := true
@@ -121,6 +164,13 @@ func TestServerChild(t *testing.T) {
 	}
 	os.Exit(0)
 }
+
+// setLimit sets a field of syscall.Rlimit, whose type is not the same everywhere.
+func setLimit[T int64 | uint64](field *T, n int) { *field = T(n) }
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
 // A child is a process with servers in it.
 type child struct {
@@ -214,6 +264,14 @@ func TestServerSignals(t *testing.T) {
 		log := c.Exit(0, 0)
 		if n := strings.Count(log, "shutdown initiated: terminated"); n != 2 {
 			t.Errorf("%d servers were stopped:\n%s", n, log)
+		}
+	})
+	t.Run("storm", func(t *testing.T) {
+		t.Parallel()
+		for try := 1; !signalStorm(t); try++ {
+			if try == 5 {
+				t.Skip("machine too slow for a storm within the window")
+			}
 		}
 	})
 	t.Run("veto", func(t *testing.T) {
@@ -367,6 +425,73 @@ func TestGroupSignals(t *testing.T) {
 				}
 			}
 			c.Exit(3, tc.died)
+		})
+	}
+}
+
+// signalStorm sends hundreds of signals within the time of one keypress to two
+// servers with a request each. It reports whether they came within that time.
+func signalStorm(t *testing.T) bool {
+	c := startChild(t, "two", 2)
+	c1, c2 := dialClient(t, c.addr[0]), dialClient(t, c.addr[1])
+	c1.ask("/500ms")
+	c.Says("handling")
+	c2.ask("/500ms")
+	c.Says("handling")
+	first := time.Now()
+	for range 100 {
+		for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGUSR1, syscall.SIGWINCH, syscall.SIGCONT} {
+			c.Signal(sig)
+		}
+		if time.Since(first) > 100*ms {
+			c.Kill()
+			return false
+		}
+	}
+	c1.expect("done")
+	c2.expect("done")
+	c.Says("stopped")
+	log := c.Exit(0, 0)
+	if n := strings.Count(log, "shutdown initiated"); n != 2 || strings.Contains(log, "second signal") {
+		t.Errorf("%d servers were stopped:\n%s", n, log)
+	}
+	return true
+}
+
+// TestNoDescriptors: a process that has no descriptor left for the next
+// connection takes those that wait as others end, while it serves and also when
+// it is stopped in that state. Nobody is lost.
+func TestNoDescriptors(t *testing.T) {
+	t.Parallel()
+	for _, stopped := range []bool{false, true} {
+		t.Run(fmt.Sprintf("stopped=%v", stopped), func(t *testing.T) {
+			t.Parallel()
+			c := startChild(t, "descriptors", 1)
+			c.Says("limited")
+			const clients = 40
+			got := make(chan reply, clients)
+			for range clients { // all are connected before the stop
+				cl := dialClient(t, c.addr[0])
+				cl.ask("/")
+				go func() { got <- cl.answer(); cl.Close() }()
+			}
+			c.Says("full")
+			if stopped {
+				c.Signal(syscall.SIGTERM)
+				c.Says("stopping")
+			}
+			c.Signal(syscall.SIGUSR1)
+			for range clients {
+				if r := <-got; r.err != nil || r.body != "done" {
+					t.Errorf("a client got %+v", r)
+				}
+			}
+			if !stopped {
+				c.Signal(syscall.SIGTERM)
+				c.Says("stopping")
+			}
+			c.Says("stopped")
+			c.Exit(0, 0)
 		})
 	}
 }
