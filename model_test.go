@@ -3,7 +3,10 @@ package graceful
 import (
 	"flag"
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"net"
+	"os"
 	"slices"
 	"sync"
 	"testing"
@@ -392,3 +395,467 @@ func (p *play) compare() {
 		p.t.Errorf("%d slots are taken; by the reference %d", got, want)
 	}
 }
+
+// An actor is one connection: the tracked one, the fake below it, and the
+// goroutine that reads it.
+type actor struct {
+	p    *play
+	id   int
+	nc   net.Conn // wrapped
+	c    *conn
+	fake *fakeConn
+	ref  *refConn
+
+	holds  []func()
+	reader chan struct{} // closed when the reader has ended; nil if there never was one
+
+	mu       sync.Mutex // guards what follows
+	aborting bool
+	closedAt time.Duration // -1 until then
+}
+
+func newActor(p *play, id int) *actor {
+	a := &actor{p: p, id: id, closedAt: -1}
+	a.fake = newFakeConn(func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.closedAt = p.now()
+	})
+	var tr *turns
+	if p.turns {
+		tr = new(turns)
+	}
+	a.nc, a.c = track(p.m, a.fake, p.limit, tr)
+	return a
+}
+
+func (a *actor) String() string { return fmt.Sprintf("#%d", a.id) }
+
+// startReader reads as the server of a protocol does that waits for what comes
+// next: until the end if states are reported, for one turn if not.
+func (a *actor) startReader() { a.read(4096, a.c.turns == nil) }
+
+func (a *actor) read(size int, on bool) {
+	done := make(chan struct{})
+	a.reader = done
+	go func() {
+		defer close(done)
+		for {
+			_, err := a.nc.Read(make([]byte, size))
+			a.mu.Lock()
+			aborting := a.aborting
+			a.mu.Unlock()
+			switch {
+			case err == nil && on:
+				continue
+			case err == nil || aborting || size == 1:
+				return
+			}
+			a.hangUp()
+			return
+		}
+	}()
+}
+
+// stopReader does what net/http does to its background reads.
+func (a *actor) stopReader() {
+	a.mu.Lock()
+	a.aborting = true
+	a.mu.Unlock()
+	a.nc.SetReadDeadline(aLongTimeAgo)
+	<-a.reader
+	a.nc.SetReadDeadline(time.Time{})
+	a.mu.Lock()
+	a.aborting = false
+	a.mu.Unlock()
+}
+
+func (a *actor) activate(streams bool) {
+	if !streams {
+		a.stopReader()
+	} else {
+		a.c.set(flagForeign)
+	}
+	a.c.h1.request(a.c)
+	a.c.set(flagInHandler)
+	a.c.setState(connActive)
+	if !streams {
+		a.read(1, false)
+	}
+}
+
+func (a *actor) idle(streams bool) {
+	if !streams {
+		a.stopReader()
+	}
+	a.c.unset(flagInHandler)
+	a.c.setState(connIdle)
+	if !streams {
+		a.startReader()
+	}
+}
+
+// hangUp closes as the protocol above does.
+func (a *actor) hangUp() {
+	a.nc.Close()
+	if a.c.turns == nil && a.c.load().state() != connHijacked {
+		a.c.gone()
+	}
+}
+
+func (a *actor) beginWrite() {
+	a.fake.blockWrites()
+	go a.nc.Write([]byte("answer"))
+	synctest.Wait()
+}
+
+// A reference says what the manager has to do, in the plainest way that is
+// known: it looks at every connection whenever anything happens, and knows no
+// events, no queues and no words. Times are since the beginning.
+type reference struct {
+	rules    drainRules
+	now      time.Duration
+	draining bool
+	began    time.Duration // the drain
+	sealed   bool
+	conns    []*refConn
+	count    census
+	doneAt   time.Duration // -1 until then
+}
+
+type refConn struct {
+	state connState
+	since time.Duration
+
+	streams  bool
+	ahead    bool // bytes have come that are not this request's
+	peerGone bool // and nobody has noticed yet
+
+	// Of a protocol that reports no states.
+	turns   bool
+	reading bool
+	asked   bool
+	unread  int
+	writing int
+	busy    int
+
+	over   string // how it ended; "left" if it is open, and nobody waits for it
+	overAt time.Duration
+	slot   bool // has one of the limit
+}
+
+func (r *refConn) open() bool { return r.over == "" }
+
+func newReference(rules drainRules) *reference { return &reference{rules: rules, doneAt: -1} }
+
+// due returns when something happens to c by itself, and what: it is ended or
+// cut off.
+func (f *reference) due(c *refConn) (at time.Duration, what string) {
+	switch c.state {
+	case connNew:
+		// It has been quiet for the quiet window.
+		return max(f.began, c.since+f.rules.grace), "ended"
+	case connIdle:
+		at = c.since + f.rules.grace
+		if c.streams {
+			// It has to hear the farewell first, which was said when the
+			// drain began.
+			at = max(at, f.began+f.rules.grace)
+		}
+		if p := f.rules.patience; p > 0 {
+			at = min(at, max(c.since, f.began+p))
+		}
+		return max(at, f.began), "ended"
+	case connReceiving:
+		if f.rules.half > 0 {
+			return max(c.since, f.began) + f.rules.half, "gave up"
+		}
+	}
+	return -1, ""
+}
+
+// advance lets time pass until to, and all happen that is due by then.
+func (f *reference) advance(to time.Duration) {
+	for f.draining && f.doneAt < 0 {
+		next := to + 1
+		for _, c := range f.conns {
+			if at, what := f.due(c); c.open() && what != "" && at > f.now {
+				next = min(next, at)
+			}
+		}
+		if next > to {
+			break
+		}
+		f.now = next
+		f.settle()
+	}
+	f.now = to
+}
+
+// settle ends whoever has to end now, and sees whether that was all.
+func (f *reference) settle() {
+	if !f.draining || f.doneAt >= 0 {
+		return
+	}
+	for _, c := range f.conns {
+		if at, what := f.due(c); c.open() && at <= f.now {
+			switch what {
+			case "ended":
+				f.count.ended++
+				f.over(c, what)
+			case "gave up":
+				f.count.gaveUp++
+				f.over(c, what)
+			}
+		}
+		if c.open() && c.state == connHijacked && !f.rules.waitHijacked {
+			f.count.left++
+			c.over = "left"
+		}
+	}
+	open := func(c *refConn) bool { return c.open() }
+	if f.sealed && !slices.ContainsFunc(f.conns, open) {
+		f.doneAt = f.now
+	}
+}
+
+func (f *reference) over(c *refConn, how string) {
+	c.over, c.overAt, c.slot = how, f.now, false
+}
+
+func (f *reference) add(turns bool) *refConn {
+	c := &refConn{since: f.now, turns: turns, reading: turns, overAt: -1, slot: true}
+	f.conns = append(f.conns, c)
+	if f.draining {
+		f.count.late++
+	}
+	return c
+}
+
+func (f *reference) slots() int {
+	n := 0
+	for _, c := range f.conns {
+		if c.slot {
+			n++
+		}
+	}
+	return n
+}
+
+func (f *reference) drain() {
+	f.draining, f.began = true, f.now
+	f.settle()
+}
+
+// kill closes what is left.
+func (f *reference) kill() {
+	f.doneAt = f.now
+	for _, c := range f.conns {
+		if c.open() {
+			f.count.open[c.state]++
+			if c.streams {
+				f.count.http2++
+			}
+			f.over(c, "killed")
+		}
+	}
+}
+
+// close ends c for another reason than the drain.
+func (f *reference) close(c *refConn) {
+	if f.draining {
+		if c.state == connReceiving {
+			f.count.gaveUp++
+		} else {
+			f.count.finished++
+		}
+	}
+	f.over(c, "closed")
+	f.settle()
+}
+
+func (f *reference) enter(c *refConn, s connState) {
+	c.state, c.since = s, f.now
+	f.settle()
+}
+
+// bytes come from the peer.
+func (f *reference) bytes(c *refConn) {
+	switch {
+	case c.streams:
+	case c.state == connActive:
+		c.ahead = true
+	case c.state != connReceiving:
+		f.enter(c, connReceiving)
+	}
+}
+
+func (f *reference) activate(c *refConn, streams bool) {
+	c.streams, c.ahead = streams, false
+	f.enter(c, connActive)
+}
+
+func (f *reference) idle(c *refConn) {
+	if c.ahead {
+		f.enter(c, connReceiving)
+	} else {
+		f.enter(c, connIdle)
+	}
+	if c.peerGone && c.open() {
+		f.close(c)
+	}
+}
+
+func (f *reference) hijack(c *refConn) { f.enter(c, connHijacked) }
+
+// turn finds out where c stands, of a protocol that reports no states: it is
+// idle while it waits in Read and nothing was read since the last Write began.
+func (f *reference) turn(c *refConn) {
+	for {
+		switch inUse := c.asked || c.writing > 0 || c.busy > 0; {
+		case inUse && c.state != connActive:
+			f.enter(c, connActive)
+		case !inUse && c.reading && c.state == connActive && c.unread == 0:
+			f.enter(c, connIdle)
+		case !inUse && c.reading && c.state == connActive:
+			c.since = f.now // idle for no time at all
+		}
+		if !c.reading || c.unread == 0 || !c.open() {
+			return
+		}
+		c.reading, c.asked, c.unread = false, true, 0
+	}
+}
+
+// census is what the manager's has to be.
+func (f *reference) census() census {
+	n := f.count
+	if f.doneAt >= 0 {
+		return n
+	}
+	for _, c := range slices.DeleteFunc(slices.Clone(f.conns), func(c *refConn) bool { return !c.open() }) {
+		n.open[c.state]++
+		if c.streams {
+			n.http2++
+		}
+	}
+	return n
+}
+
+// A fakeConn is a connection whose peer is the test. What has come is read even
+// after the deadline.
+type fakeConn struct {
+	closed func() // called once, by the first Close
+
+	mu       sync.Mutex // guards what follows
+	changed  sync.Cond
+	unread   int
+	eof      bool
+	over     bool
+	blocking bool // writes
+	deadline time.Time
+	alarm    *time.Timer
+}
+
+func newFakeConn(closed func()) *fakeConn {
+	f := &fakeConn{closed: closed}
+	f.changed.L = &f.mu
+	return f
+}
+
+// peerSends lets n bytes come, and returns n.
+func (f *fakeConn) peerSends(n int) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.unread += n
+	f.changed.Broadcast()
+	return n
+}
+
+func (f *fakeConn) peerCloses() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.eof = true
+	f.changed.Broadcast()
+}
+
+// blockWrites makes writes block until letWritesEnd, or the end.
+func (f *fakeConn) blockWrites() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.blocking = true
+}
+
+func (f *fakeConn) letWritesEnd() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.blocking = false
+	f.changed.Broadcast()
+}
+
+func (f *fakeConn) Read(p []byte) (int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for {
+		switch {
+		case f.over:
+			return 0, net.ErrClosed
+		case f.unread > 0:
+			n := min(len(p), f.unread)
+			f.unread -= n
+			return n, nil
+		case f.eof:
+			return 0, io.EOF
+		case !f.deadline.IsZero() && !f.deadline.After(time.Now()):
+			return 0, os.ErrDeadlineExceeded
+		}
+		f.changed.Wait()
+	}
+}
+
+func (f *fakeConn) Write(p []byte) (int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for f.blocking && !f.over {
+		f.changed.Wait()
+	}
+	if f.over {
+		return 0, net.ErrClosed
+	}
+	return len(p), nil
+}
+
+func (f *fakeConn) Close() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.over {
+		return net.ErrClosed
+	}
+	f.over = true
+	f.closed()
+	f.changed.Broadcast()
+	return nil
+}
+
+func (f *fakeConn) SetReadDeadline(t time.Time) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.deadline = t
+	if f.alarm != nil {
+		f.alarm.Stop()
+	}
+	if !t.IsZero() {
+		f.alarm = time.AfterFunc(time.Until(t), func() {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			f.changed.Broadcast()
+		})
+	}
+	f.changed.Broadcast()
+	return nil
+}
+
+func (f *fakeConn) SetDeadline(t time.Time) error    { return f.SetReadDeadline(t) }
+func (f *fakeConn) SetWriteDeadline(time.Time) error { return nil }
+func (f *fakeConn) LocalAddr() net.Addr              { return &net.TCPAddr{} }
+func (f *fakeConn) RemoteAddr() net.Addr             { return &net.TCPAddr{} }

@@ -4,6 +4,7 @@ package graceful_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -11,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -493,5 +495,147 @@ func TestNoDescriptors(t *testing.T) {
 			c.Says("stopped")
 			c.Exit(0, 0)
 		})
+	}
+}
+
+const listenerChildEnv = "GRACEFUL_TEST_LISTENER_CHILD"
+
+// TestListenerChild is not a test: it is what the child process of
+// TestListenerSignals runs.
+func TestListenerChild(t *testing.T) {
+	if os.Getenv(listenerChildEnv) == "" {
+		t.Skip("only as a child process")
+	}
+	below, err := graceful.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := graceful.NewListener(below)
+	l.HandleSignals = true
+	l.IdleGrace = 50 * time.Millisecond
+	l.LogFunc = func(format string, _ ...any) {
+		if strings.HasPrefix(format, "shutdown initiated") {
+			fmt.Println("initiated")
+		}
+	}
+	s := (&lineServer{}).start(l)
+	fmt.Println(l.Addr())
+	<-l.Done()
+	<-s.done // its connections may be at work on what was killed
+	r := l.Report()
+	fmt.Printf("%s; %s; %d killed\n", r.Reason, r.KillReason, len(r.Killed))
+	os.Exit(3)
+}
+
+func TestListenerSignals(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name   string
+		second bool
+		want   string
+	}{
+		{"one", false, "terminated; ; 0 killed"},
+		{"two", true, "terminated; second signal: terminated; 1 killed"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			p := childproc.Start(t, "TestListenerChild", listenerChildEnv+"=1")
+			nc, err := net.Dial("tcp", p.Line())
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := newLineClient(nc)
+			c.ask(t, "x")
+			work := "wait 400ms"
+			if tc.second {
+				work = "wait 1m"
+			}
+			c.say(t, work+"\n")
+			// The command has to be there when the signal comes.
+			time.Sleep(50 * time.Millisecond)
+			p.Signal(syscall.SIGTERM)
+			p.Says("initiated")
+			if tc.second {
+				time.Sleep(300 * time.Millisecond) // more than the 250 of one keypress
+				p.Signal(syscall.SIGTERM)
+			} else {
+				c.hear(t, "ok "+work)
+			}
+			c.end(t)
+			p.Says(tc.want)
+			p.Exit(3, 0)
+		})
+	}
+}
+
+// notifySocket plays the service manager: it returns what the process is
+// expected to tell, a datagram at a time.
+func notifySocket(t *testing.T) (next func() string) {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "notify")
+	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	t.Setenv("NOTIFY_SOCKET", name)
+	return func() string {
+		t.Helper()
+		c.SetReadDeadline(time.Now().Add(10 * time.Second))
+		b := make([]byte, 4096)
+		n, err := c.Read(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b[:n])
+	}
+}
+
+func TestSystemdNotify(t *testing.T) {
+	t.Setenv("NOTIFY_SOCKET", "")
+	if err := graceful.SystemdNotify("READY=1"); err != nil {
+		t.Error(err)
+	}
+	next := notifySocket(t)
+	if err := graceful.SystemdNotify("READY=1", "STATUS=at work"); err != nil {
+		t.Fatal(err)
+	}
+	if got := next(); got != "READY=1\nSTATUS=at work" {
+		t.Errorf("%q", got)
+	}
+}
+
+// The watchdog follows the checks of liveness.
+func TestSystemdWatchdog(t *testing.T) {
+	t.Setenv("WATCHDOG_PID", "")
+	t.Setenv("WATCHDOG_USEC", "")
+	health := graceful.Health{CheckMaxAge: -1}
+	if err := graceful.SystemdWatchdog(t.Context(), health.Alive); err != nil {
+		t.Error(err)
+	}
+	t.Setenv("WATCHDOG_USEC", "soon")
+	if err := graceful.SystemdWatchdog(t.Context(), health.Alive); err == nil {
+		t.Error("no error")
+	}
+
+	t.Setenv("WATCHDOG_USEC", "20000")
+	next := notifySocket(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	asked := 0
+	health.AddLiveCheck("loop", func(context.Context) error {
+		if asked++; asked <= 3 {
+			return nil
+		}
+		cancel()
+		return errors.New("deadlocked")
+	})
+	if err := graceful.SystemdWatchdog(ctx, health.Alive); err != nil {
+		t.Error(err)
+	}
+	graceful.SystemdNotify("END=1")
+	for _, want := range []string{"WATCHDOG=1", "WATCHDOG=1", "WATCHDOG=1", "END=1"} {
+		if got := next(); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
 	}
 }

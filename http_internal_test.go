@@ -8,7 +8,9 @@ import (
 	"net"
 	"net/http"
 	"reflect"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -70,5 +72,65 @@ func TestEveryFieldOfHTTPServer(t *testing.T) {
 		case !between[f.Name] && !reflect.DeepEqual(a.Interface(), b.Interface()):
 			t.Errorf("http.Server.%s is %v in the server that serves, want %v", f.Name, b, a)
 		}
+	}
+}
+
+// TestRequestsWhileServing: what a report reads of the request in the handler
+// is that request's, however quickly one follows another.
+func TestRequestsWhileServing(t *testing.T) {
+	const times = 20_000
+	h := &httpConn{c: &conn{m: newManager(drainRules{})}}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		ring := []*http.Request{
+			{Method: "GET", RequestURI: "GET"}, {Method: "DELETE", RequestURI: "DELETE"}, {Method: "QUERY", RequestURI: "QUERY"},
+		}
+		for i := range times {
+			h.enter(ring[i%len(ring)])
+			h.leave()
+		}
+	})
+	for range 3 {
+		wg.Go(func() {
+			for range times {
+				for _, line := range h.requests() {
+					if line.method != line.target {
+						t.Errorf("half of one request and half of another: %v", line)
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+	h.enter(&http.Request{Method: "GET", RequestURI: "/last"})
+	if got := h.requests(); len(got) != 1 || got[0] != (requestLine{method: "GET", target: "/last"}) {
+		t.Errorf("in the handler: %v", got)
+	}
+	h.leave()
+	if got := h.requests(); len(got) != 0 {
+		t.Errorf("after it: %v", got)
+	}
+}
+
+// A signal that came while Stop's BeforeShutdown was thinking used to be told
+// that the shutdown had begun. After a veto the next signal was then the
+// "second" one, and killed a server that nobody had stopped.
+func TestAskMeanwhile(t *testing.T) {
+	for _, agreed := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			s := &Server{
+				NoSignalHandling: true,
+				BeforeShutdown:   func() bool { time.Sleep(time.Second); return agreed },
+			}
+			s.Stop(0)
+			synctest.Wait()
+			began := time.Now()
+			if got := s.life.ask("terminated", nil); got != agreed || time.Since(began) != time.Second {
+				t.Errorf("ask returned %v after %v, want %v", got, time.Since(began), agreed)
+			}
+			if got := s.Phase() != PhaseServing; got != agreed {
+				t.Errorf("in %v, agreed: %v", s.Phase(), agreed)
+			}
+		})
 	}
 }
