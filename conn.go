@@ -119,10 +119,10 @@ const (
 // operations alone. From the drain on they tell the manager.
 type conn struct {
 	// Immutable after track.
-	m     *manager
-	raw   net.Conn // what the listener produced, or TLS over it
-	limit *limiter // in which it holds a slot; nil without limit
-	turns *turns   // states from Read and Write alone; nil for HTTP
+	m       *manager
+	raw     net.Conn // what the listener produced, or TLS over it
+	limit   *limiter // in which it holds a slot; nil without limit
+	ioState *ioState // derives the state from Read and Write; nil for HTTP
 
 	word  atomic.Uint64 // a connWord
 	flags atomic.Uint32 // connFlags
@@ -161,8 +161,8 @@ func (c *conn) multiplexes() bool { return c.h2.Load() != nil || c.has(flagForei
 // Read reads from the connection. It is where the connection learns that it is
 // to end.
 func (c *conn) Read(p []byte) (int, error) {
-	if c.turns != nil {
-		c.turns.enterRead(c)
+	if c.ioState != nil {
+		c.ioState.enterRead(c)
 	} else {
 		c.h1.enterRead(c, len(p))
 	}
@@ -176,8 +176,8 @@ func (c *conn) Read(p []byte) (int, error) {
 				if n = h2.received(p[:n]); n == 0 && err == nil {
 					continue
 				}
-			case c.turns != nil:
-				c.turns.received(c)
+			case c.ioState != nil:
+				c.ioState.received(c)
 			default:
 				c.h1.received(c, p[:n], len(p))
 			}
@@ -229,9 +229,9 @@ func (c *conn) Write(p []byte) (int, error) {
 	if h2 := c.h2.Load(); h2 != nil {
 		return h2.write(p)
 	}
-	if c.turns != nil {
-		c.turns.beginWrite(c)
-		defer c.turns.endWrite(c)
+	if c.ioState != nil {
+		c.ioState.beginWrite(c)
+		defer c.ioState.endWrite(c)
 	} else if c.h1.lastResponse(c, p) {
 		return c.h1.writeFarewell(c, p)
 	}
@@ -243,13 +243,13 @@ func (c *conn) readFrom(rf io.ReaderFrom, r io.Reader) (int64, error) {
 	if c.h2.Load() != nil {
 		return io.Copy(writerOnly{c}, r)
 	}
-	if c.turns != nil {
+	if c.ioState != nil {
 		if !sendfile.IsFile(r) {
 			// While it waits for r, as in a proxy, nothing is written.
 			return io.Copy(writerOnly{c}, r)
 		}
-		c.turns.beginWrite(c)
-		defer c.turns.endWrite(c)
+		c.ioState.beginWrite(c)
+		defer c.ioState.endWrite(c)
 	} else {
 		c.h1.lastResponse(c, nil)
 	}
@@ -344,7 +344,7 @@ func (c *conn) SetDeadline(t time.Time) error {
 // ending.
 func (c *conn) SetReadDeadline(t time.Time) error {
 	err := c.raw.SetReadDeadline(t)
-	if c.turns == nil {
+	if c.ioState == nil {
 		c.h1.deadlineSet(c)
 	}
 	c.keepEnding()
@@ -366,7 +366,7 @@ func (c *conn) keepEnding() {
 func (c *conn) Close() error {
 	err := c.raw.Close()
 	c.freeSlot()
-	if c.turns != nil || c.load().state() == connHijacked {
+	if c.ioState != nil || c.load().state() == connHijacked {
 		c.gone()
 	}
 	return err
@@ -480,7 +480,7 @@ type (
 
 // track wraps nc for the manager m. The wrapper holds a slot in the limit, if
 // that is not nil.
-func track(m *manager, nc net.Conn, limit *limiter, tr *turns) (net.Conn, *conn) {
+func track(m *manager, nc net.Conn, limit *limiter, tr *ioState) (net.Conn, *conn) {
 	switch below := nc.(type) {
 	case *net.TCPConn:
 		w := &tcpConn{tcpBelow: tcpBelow{below}}
@@ -499,8 +499,8 @@ func track(m *manager, nc net.Conn, limit *limiter, tr *turns) (net.Conn, *conn)
 	return w, &w.conn
 }
 
-func (c *conn) init(m *manager, nc net.Conn, limit *limiter, tr *turns) {
-	c.m, c.raw, c.limit, c.turns = m, nc, limit, tr
+func (c *conn) init(m *manager, nc net.Conn, limit *limiter, tr *ioState) {
+	c.m, c.raw, c.limit, c.ioState = m, nc, limit, tr
 	c.word.Store(uint64(m.stamp(connNew)))
 }
 

@@ -433,7 +433,7 @@ func (d *drain) until(c *conn, w connWord) (due time.Duration, bounded bool) {
 	case connActive:
 		// A response without an end of its request's body: the handler has left it,
 		// and net/http waits for it. At any other moment the flag is about to be set.
-		if c.turns == nil && !c.multiplexes() && !c.has(flagInHandler) {
+		if c.ioState == nil && !c.multiplexes() && !c.has(flagInHandler) {
 			return time.Since(d.m.began) + halfRequest, true
 		}
 	case connReceiving:

@@ -339,7 +339,7 @@ func (p *play) turnsEvent(a *actor) {
 	case n == 9 && r.busy < 3:
 		p.say("%v: busy", a)
 		r.busy++
-		a.holds = append(a.holds, a.c.turns.hold(a.c))
+		a.holds = append(a.holds, a.c.ioState.hold(a.c))
 		p.ref.turn(r)
 	case n == 10 && r.busy > 0:
 		p.say("%v: no longer busy", a)
@@ -421,9 +421,9 @@ func newActor(p *play, id int) *actor {
 		defer a.mu.Unlock()
 		a.closedAt = p.now()
 	})
-	var tr *turns
+	var tr *ioState
 	if p.turns {
-		tr = new(turns)
+		tr = new(ioState)
 	}
 	a.nc, a.c = track(p.m, a.fake, p.limit, tr)
 	return a
@@ -433,7 +433,7 @@ func (a *actor) String() string { return fmt.Sprintf("#%d", a.id) }
 
 // startReader reads as the server of a protocol does that waits for what comes
 // next: until the end if states are reported, for one turn if not.
-func (a *actor) startReader() { a.read(4096, a.c.turns == nil) }
+func (a *actor) startReader() { a.read(4096, a.c.ioState == nil) }
 
 func (a *actor) read(size int, on bool) {
 	done := make(chan struct{})
@@ -498,7 +498,7 @@ func (a *actor) idle(streams bool) {
 // hangUp closes as the protocol above does.
 func (a *actor) hangUp() {
 	a.nc.Close()
-	if a.c.turns == nil && a.c.load().state() != connHijacked {
+	if a.c.ioState == nil && a.c.load().state() != connHijacked {
 		a.c.gone()
 	}
 }
