@@ -259,7 +259,7 @@ func (s *Server) Start(ctx context.Context) (stopped <-chan struct{}, err error)
 		return nil, err
 	}
 	forget := context.AfterFunc(ctx, func() {
-		s.life.order(fmt.Sprintf("the context of Start: %v", context.Cause(ctx)), nil)
+		s.life.begin(fmt.Sprintf("the context of Start: %v", context.Cause(ctx)), nil)
 	})
 	go func() {
 		defer forget() // ctx may outlive the server
@@ -344,7 +344,7 @@ func (s *Server) Stop(timeout time.Duration) {
 		panic("graceful: Stop with a negative timeout")
 	}
 	s.init()
-	go s.life.ask("Stop", &timeout)
+	go s.life.tryBegin("Stop", &timeout)
 }
 
 // StopChan returns the channel that is closed when the shutdown is over.
@@ -364,7 +364,7 @@ func (s *Server) StopChan() <-chan struct{} {
 // connection is gone, with no more delay than that.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.init()
-	s.life.order("Shutdown", nil)
+	s.life.begin("Shutdown", nil)
 	return s.life.wait(ctx)
 }
 
@@ -569,7 +569,7 @@ func (s *Server) run(tl *listener) (err error) {
 	if expected {
 		err = nil
 	} else {
-		s.life.order(fmt.Sprintf("accepting on %s failed: %v", tl.Addr(), err), nil)
+		s.life.begin(fmt.Sprintf("accepting on %s failed: %v", tl.Addr(), err), nil)
 	}
 	<-s.life.stopped
 	return err

@@ -73,7 +73,7 @@ type drainRules struct {
 
 	// half bounds the wait for a request that has begun to come and is not
 	// complete, from the drain on, unless the drain is timed; 0 does not.
-	half time.Duration
+	receiving time.Duration
 
 	// patience is how long after the drain's begin the quiet window is
 	// kept; from then on a connection is told to end at its first idle
@@ -88,14 +88,14 @@ type drainRules struct {
 	untold func(by int)
 }
 
-// halfRequest is how long a connection that has begun a request, or its TLS
+// receivingLimit is how long a connection that has begun a request, or its TLS
 // handshake, and does not go on is waited for where nothing else bounds the wait.
 // net/http gives a connection that has said nothing as long.
-const halfRequest = 5 * time.Second
+const receivingLimit = 5 * time.Second
 
-// lastLook is how long the same connection has once more, when bytes had come at
+// finalWait is how long the same connection has once more, when bytes had come at
 // the end of that time which nobody had read.
-const lastLook = time.Second
+const finalWait = time.Second
 
 // A census counts connections.
 type census struct {
@@ -353,8 +353,8 @@ type drain struct {
 	count *census
 	begin time.Duration // since m.began
 
-	halfWait time.Duration // the wait for receiving ones; 0 is without end
-	hurry    bool          // patience is over
+	receivingWait time.Duration // the wait for receiving ones; 0 is without end
+	hurry         bool          // patience is over
 
 	waiting waitHeap
 
@@ -380,7 +380,7 @@ type waitEntry struct {
 func newDrain(m *manager, count *census) *drain {
 	d := &drain{m: m, count: count, begin: time.Since(m.began), alarmAt: never}
 	if !m.timed.Load() {
-		d.halfWait = m.rules.half
+		d.receivingWait = m.rules.receiving
 	}
 	return d
 }
@@ -419,7 +419,7 @@ func (d *drain) look(c *conn) {
 // that is not bounded.
 func (d *drain) until(c *conn, w connWord) (due time.Duration, bounded bool) {
 	if c.has(flagHandshake) && (w.state() == connNew || w.state() == connReceiving) {
-		return w.since() + halfRequest, true
+		return w.since() + receivingLimit, true
 	}
 	switch w.state() {
 	case connNew, connIdle:
@@ -434,14 +434,14 @@ func (d *drain) until(c *conn, w connWord) (due time.Duration, bounded bool) {
 		// A response without an end of its request's body: the handler has left it,
 		// and net/http waits for it. At any other moment the flag is about to be set.
 		if c.ioState == nil && !c.multiplexes() && !c.has(flagInHandler) {
-			return time.Since(d.m.began) + halfRequest, true
+			return time.Since(d.m.began) + receivingLimit, true
 		}
 	case connReceiving:
-		if d.halfWait > 0 {
+		if d.receivingWait > 0 {
 			if c.wait.again {
-				return w.since() + lastLook, true
+				return w.since() + finalWait, true
 			}
-			return max(w.since(), d.begin) + d.halfWait, true
+			return max(w.since(), d.begin) + d.receivingWait, true
 		}
 	}
 	return 0, false
@@ -449,17 +449,17 @@ func (d *drain) until(c *conn, w connWord) (due time.Duration, bounded bool) {
 
 // end tells c, whose time has come in the state w, to end.
 func (d *drain) end(c *conn, w connWord) {
-	half := w.state() == connReceiving
+	incomplete := w.state() == connReceiving
 	switch {
-	case half && c.wait.again:
+	case incomplete && c.wait.again:
 		c.cutSoon()
 		return
 	case c.has(flagHandshake) && !c.wait.again && c.ours() && sock.Pending(c.raw):
 		// The handshake's end, and perhaps a request, wait to be read.
 		c.wait.again = true
-		d.waiting.set(c, time.Since(d.m.began)+lastLook)
+		d.waiting.set(c, time.Since(d.m.began)+finalWait)
 		return
-	case half:
+	case incomplete:
 		c.wait.again = true
 		c.set(flagGaveUp)
 	}
@@ -473,7 +473,7 @@ func (d *drain) end(c *conn, w connWord) {
 		d.foreign = append(d.foreign, c)
 	}
 	if d.overdue == 0 {
-		d.overdue = time.Since(d.m.began) + halfRequest
+		d.overdue = time.Since(d.m.began) + receivingLimit
 	}
 }
 
@@ -506,7 +506,7 @@ func (d *drain) cutOverdue(conns map[*conn]struct{}) {
 		if w.state() != connEnding {
 			continue
 		}
-		if at := w.since() + halfRequest; at > now {
+		if at := w.since() + receivingLimit; at > now {
 			if d.overdue == 0 || at < d.overdue {
 				d.overdue = at
 			}

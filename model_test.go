@@ -89,7 +89,7 @@ func newPlay(t *testing.T, protocol string, rng *rand.Rand) *play {
 	pick := func(ds ...time.Duration) time.Duration { return ds[rng.IntN(len(ds))] }
 	rules := drainRules{
 		grace:        pick(0, 100*time.Millisecond, 500*time.Millisecond, 2*time.Second),
-		half:         pick(0, time.Second, halfRequest),
+		receiving:    pick(0, time.Second, receivingLimit),
 		waitHijacked: rng.IntN(2) == 0,
 	}
 	if p.turns {
@@ -567,8 +567,8 @@ func (f *reference) due(c *refConn) (at time.Duration, what string) {
 		}
 		return max(at, f.began), "ended"
 	case connReceiving:
-		if f.rules.half > 0 {
-			return max(c.since, f.began) + f.rules.half, "gave up"
+		if f.rules.receiving > 0 {
+			return max(c.since, f.began) + f.rules.receiving, "gave up"
 		}
 	}
 	return -1, ""

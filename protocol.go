@@ -163,12 +163,12 @@ func (l *Listener) Close() error {
 		close(l.closed)
 		if l.prepare() != nil || l.tl == nil {
 			err = l.l.Close()
-			l.life.order("Close", nil)
+			l.life.begin("Close", nil)
 			return
 		}
 		err = l.tl.Close()
 		l.life.skipDelay()
-		l.life.order("Close", nil)
+		l.life.begin("Close", nil)
 		l.life.release(l.tl)
 	})
 	return err
@@ -184,7 +184,7 @@ func (l *Listener) Shutdown(ctx context.Context) error {
 	if l.prepare() != nil {
 		l.l.Close() // nothing was accepted, and nothing will be
 	}
-	l.life.order("Shutdown", nil)
+	l.life.begin("Shutdown", nil)
 	return l.life.wait(ctx)
 }
 
