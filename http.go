@@ -535,7 +535,7 @@ func (p *httpProtocol) config() lifeConfig {
 	s := p.server()
 	rules := drainRules{grace: s.idleGrace(), receiving: receivingLimit, waitHijacked: s.WaitHijacked}
 	if s.side.http2 == http2Program {
-		rules.untold = s.countUntold
+		rules.openToStreams = s.countUntold
 	}
 	return lifeConfig{delay: s.ShutdownDelay, timeout: s.Timeout, rules: rules}
 }
