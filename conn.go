@@ -121,8 +121,8 @@ const (
 type conn struct {
 	// Immutable after track.
 	m       *manager
-	raw     net.Conn // what the listener produced, or TLS over it
-	limit   *limiter // in which it holds a slot; nil without limit
+	raw     net.Conn // the accepted connection, or TLS over it
+	limit   *limiter // in which the connection holds a slot; nil without limit
 	ioState *ioState // derives the state from Read and Write; nil for HTTP
 
 	word  atomic.Uint64 // a connWord
