@@ -143,9 +143,9 @@ type KilledConn struct {
 	// connection it counts from the first byte of the request, if that is known.
 	Age time.Duration
 
-	// Requests lists the requests in progress, each as METHOD "/path": the
-	// request's target is quoted, as strconv.Quote does, and a long one is cut
-	// off after 256 bytes.
+	// Requests lists the requests in progress, each as METHOD "/path". The
+	// request's target is quoted as by strconv.Quote. Of a longer one the first 200
+	// bytes are kept, followed by … and its length.
 	Requests []string
 }
 
