@@ -113,7 +113,7 @@ func (p *Pool[T]) Run(ctx context.Context) error {
 			left--
 		case <-noMoreTaking:
 			noMoreTaking = nil
-			tell = time.After(p.Timeout - untilLeft(p.Timeout))
+			tell = time.After(p.Timeout - noticeOf(p.Timeout))
 			leave = time.After(p.Timeout)
 		case <-tell:
 			cut(ErrLeftBehind)
