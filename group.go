@@ -124,7 +124,7 @@ type Group struct {
 	endWork context.CancelFunc      // cancels working
 	cutWork context.CancelCauseFunc // cancels holding
 	// letOthers makes servers outside the group, which catch the same signals,
-	// drain as well; see conduct.
+	// drain as well; see delayCatchers.
 	letOthers func()
 }
 

@@ -45,7 +45,7 @@ func (g *Group) Start(ctx context.Context) (stopped <-chan struct{}, err error) 
 	stopSignals := func() {}
 	g.letOthers = func() {}
 	if !g.NoSignalHandling {
-		g.letOthers = conduct()
+		g.letOthers = delayCatchers()
 		stopSignals = catchSignalsUntil(make(chan struct{}), g.signalled, g.signalledAgain)
 	}
 	forget := context.AfterFunc(ctx, func() {
