@@ -12,8 +12,8 @@ import (
 
 // Socket options that package syscall doesn't name.
 const (
-	soAttachReusePortCBPF = 51 // Linux 4.5
-	soBindToIfIndex       = 62 // Linux 5.7, for any user
+	soAttachReusePortCBPF = 51         // Linux 4.5
+	soBindToIfIndex       = 62         // Linux 5.7, for any user
 	noInterface           = 0x7fffffff // no interface has this index
 )
 
