@@ -146,6 +146,7 @@ func TestListenerNoAccept(t *testing.T) {
 				}
 			}()
 			first, second := newLineClient(ql.dial()), newLineClient(ql.dial())
+			synctest.Wait() // the first is accepted
 			stopped := beginShut(t, l)
 			first.ask(t, "wait 3s")
 			wantTime(t, "the first's end", first.end(t), 3*time.Second)

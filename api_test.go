@@ -322,7 +322,7 @@ func TestUnixSocket(t *testing.T) {
 }
 
 // TestOneLiners: the functions serve, and return nil after a stop. What they
-// log, and how Run ends: signal_process_test.go.
+// log, and how Run ends: process_unix_test.go.
 func TestOneLiners(t *testing.T) {
 	cert, key := certFiles(t)
 	for _, tc := range []struct {

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/seed-121bbccf/graceful/internal/sendfile"
 	"github.com/seed-121bbccf/graceful/internal/sock"
 )
 
@@ -94,6 +95,10 @@ const (
 
 	// flagGaveUp: it was told to end in the middle of a request's header.
 	flagGaveUp
+
+	// flagOver: it has ended in the middle of a request's header. Its close alone
+	// follows.
+	flagOver
 
 	// flagInHandler: the request in progress, of HTTP/1, has come to its handler,
 	// which has not returned.
@@ -194,7 +199,8 @@ func (c *conn) Read(p []byte) (int, error) {
 			continue
 		}
 		if c.has(flagGaveUp) {
-			c.cut() // or net/http would answer half a request with 400
+			c.set(flagOver) // net/http says StateActive even so
+			c.cut()         // or net/http would answer half a request with 400
 		}
 		return 0, io.EOF
 	}
@@ -238,7 +244,7 @@ func (c *conn) readFrom(rf io.ReaderFrom, r io.Reader) (int64, error) {
 		return io.Copy(writerOnly{c}, r)
 	}
 	if c.turns != nil {
-		if !isFile(r) {
+		if !sendfile.IsFile(r) {
 			// While it waits for r, as in a proxy, nothing is written.
 			return io.Copy(writerOnly{c}, r)
 		}
@@ -259,6 +265,9 @@ func (c *conn) setState(to connState) {
 	for {
 		w := c.load()
 		if w.state() == connEnding && to != connClosed {
+			if c.has(flagOver) {
+				return
+			}
 			c.goOn(to)
 			return
 		}
@@ -445,9 +454,6 @@ func trackedConn(nc net.Conn) *conn {
 	}
 	return nil
 }
-
-// socketOf returns what lies at the bottom of nc's NetConn methods.
-func socketOf(nc net.Conn) net.Conn { return sock.Bottom(nc) }
 
 // A wrapper embeds conn one level above the connection itself, so that conn's
 // methods hide the connection's and everything else shines through.

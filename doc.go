@@ -38,6 +38,10 @@
 // The third finds the runtime's default, which ends the process. Nothing stays
 // registered when the shutdown is over.
 //
+// SIGINT that was ignored when the process started stays ignored: a shell's
+// background job is not stopped by a Ctrl-C that is meant for another. Of an
+// ignored SIGTERM Go's runtime does not tell (see os/signal); it is caught.
+//
 // # HTTP/2 and hijacked connections
 //
 // HTTP/2 connections are told to leave in two steps (RFC 9113, section 6.8): a

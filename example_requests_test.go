@@ -101,7 +101,7 @@ func ExampleRequestTimeout() {
 func ExampleRequestDeadline() {
 	query := func(ctx context.Context) error { <-ctx.Done(); return context.Cause(ctx) }
 
-	d := graceful.RequestDeadline{Max: 10 * time.Millisecond}
+	d := graceful.RequestDeadline{Max: 10 * time.Millisecond, Grace: time.Second}
 	h := d.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if err := query(r.Context()); errors.Is(err, graceful.ErrRequestTimeout) {
 			http.Error(w, "the database is slow today", http.StatusGatewayTimeout)

@@ -408,10 +408,11 @@ func (s *Server) RegisterOnShutdown(f func()) {
 // doesn't need it.
 func (s *Server) SetKeepAlivesEnabled(v bool) {
 	s.side.mu.Lock()
-	defer s.side.mu.Unlock()
 	s.side.keepAlives = &v
-	if s.side.hs != nil {
-		s.side.hs.SetKeepAlivesEnabled(v)
+	hs := s.side.hs
+	s.side.mu.Unlock()
+	if hs != nil {
+		hs.SetKeepAlivesEnabled(v) // without mu: it closes connections, which may block
 	}
 }
 

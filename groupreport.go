@@ -1,6 +1,7 @@
 package graceful
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -26,7 +27,7 @@ type GroupEntry struct {
 	Outcome GroupOutcome  // what became of it
 	Took    time.Duration // from when it was told to end (a cleanup: to begin); 0 if it ended by itself
 	Errors  []error       // its errors, without its name
-	Detail  string        // a server's summary, or who in a Pool is busy
+	Detail  string        // a server's summary and what its serve functions returned, or who in a Pool is busy
 }
 
 // GroupOutcome is what became of a part of a Group.
@@ -67,48 +68,6 @@ func (g *Group) Report() GroupReport {
 		r.Entries[i].Detail = t.describe()
 	}
 	return r
-}
-
-func (t *groupTask) entryLocked() GroupEntry {
-	e := GroupEntry{Kind: t.kind, Name: t.name, Errors: slices.Clone(t.errs)}
-	switch {
-	case t.left:
-		e.Outcome = GroupLeftBehind
-	case t.parts > 0 && t.asked.IsZero():
-		e.Outcome = GroupRunning
-	case t.parts > 0:
-		e.Outcome = GroupEnding
-	case t.cut:
-		e.Outcome = GroupCut
-	case len(t.errs) > 0:
-		e.Outcome = GroupFailed
-	case !t.started:
-		e.Outcome = GroupNotStarted
-	default:
-		e.Outcome = GroupDone
-	}
-	switch {
-	case t.asked.IsZero() || !t.ended.IsZero() && t.ended.Before(t.asked):
-	case t.ended.IsZero():
-		e.Took = time.Since(t.asked)
-	default:
-		e.Took = t.ended.Sub(t.asked)
-	}
-	return e
-}
-
-// describe returns what the member or the Pool in the task says of itself.
-func (t *groupTask) describe() string {
-	t.g.mu.Lock()
-	detail := t.detail
-	t.g.mu.Unlock()
-	switch {
-	case t.member != nil:
-		return t.member.groupSummary()
-	case detail != nil:
-		return detail()
-	}
-	return ""
 }
 
 // String returns the report as a person would read it: a line about the whole
@@ -182,6 +141,79 @@ func (r GroupReport) summary() string {
 	return s
 }
 
+func (t *groupTask) entryLocked() GroupEntry {
+	e := GroupEntry{Kind: t.kind, Name: t.name, Errors: slices.Clone(t.errs)}
+	switch {
+	case t.left:
+		e.Outcome = GroupLeftBehind
+	case t.parts > 0 && t.asked.IsZero():
+		e.Outcome = GroupRunning
+	case t.parts > 0:
+		e.Outcome = GroupEnding
+	case t.cut:
+		e.Outcome = GroupCut
+	case len(t.errs) > 0:
+		e.Outcome = GroupFailed
+	case !t.started:
+		e.Outcome = GroupNotStarted
+	default:
+		e.Outcome = GroupDone
+	}
+	switch {
+	case t.asked.IsZero() || !t.ended.IsZero() && t.ended.Before(t.asked):
+	case t.ended.IsZero():
+		e.Took = time.Since(t.asked)
+	default:
+		e.Took = t.ended.Sub(t.asked)
+	}
+	return e
+}
+
+// describe returns what the member or the Pool in the task says of itself, and
+// with which errors serve functions ended.
+func (t *groupTask) describe() string {
+	t.g.mu.Lock()
+	detail, notes := t.detail, slices.Clone(t.farewells)
+	t.g.mu.Unlock()
+	own := ""
+	switch {
+	case t.member != nil:
+		own = t.member.groupSummary()
+	case detail != nil:
+		own = detail()
+	}
+	if own != "" {
+		notes = slices.Insert(notes, 0, own)
+	}
+	return strings.Join(notes, "; ")
+}
+
+// errorsLocked joins what went wrong, each with its name, in Wait's order.
+func (g *Group) errorsLocked() error {
+	var errs []error
+	add := func(t *groupTask) {
+		for _, err := range t.errs {
+			errs = append(errs, fmt.Errorf("%s: %w", t.name, err))
+		}
+	}
+	if g.first != nil {
+		add(g.first)
+	}
+	for _, t := range g.tasksLocked() {
+		if t != g.first {
+			add(t)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// tasksLocked returns all tasks in the order in which they are shut down.
+func (g *Group) tasksLocked() []*groupTask {
+	cleanups := slices.Clone(g.cleanups)
+	slices.Reverse(cleanups)
+	return slices.Concat(g.servers, g.workers, cleanups)
+}
+
 // names lists the tasks that are not over.
 func (g *Group) names(tasks []*groupTask) string {
 	g.mu.Lock()
@@ -193,6 +225,17 @@ func (g *Group) names(tasks []*groupTask) string {
 		}
 	}
 	return strings.Join(names, ", ")
+}
+
+// firstLine is err's text without what follows its first line, such as a stack.
+func firstLine(err error) string {
+	s := err.Error()
+	for i, c := range s {
+		if c == '\n' {
+			return s[:i]
+		}
+	}
+	return s
 }
 
 func (g *Group) logf(format string, args ...any) {

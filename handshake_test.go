@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -16,15 +17,10 @@ import (
 	"github.com/seed-121bbccf/graceful/internal/traffic"
 )
 
-// TestHandshakeTime: TLS handshakes that never end. In real time, for the
-// library waits for a lock of crypto/tls, which holds a bubble's clock.
-//
-// All at once, and not as parallel subtests, of which no more than GOMAXPROCS
-// would run: they do nothing but wait.
+// TestHandshakeTime: TLS handshakes that never end, and one that ends just in time.
+// In virtual time: nothing here waits for a lock of crypto/tls, for which a bubble's
+// clock would stand still.
 func TestHandshakeTime(t *testing.T) {
-	t.Parallel()
-	var all sync.WaitGroup
-	defer all.Wait()
 	for _, tc := range []struct {
 		name    string
 		timeout time.Duration
@@ -42,30 +38,77 @@ func TestHandshakeTime(t *testing.T) {
 			if beside {
 				name += ", a TLS listener"
 				if tc.timeout == 0 {
-					tc.ends = ends{Idle: 1} // nobody sees what it has said
+					tc.ends = ends{Idle: 1} // what it has said is not seen
 				}
 			}
-			all.Go(func() {
-				s := serveTLS(t, &graceful.Server{Timeout: tc.timeout}, listenTCP(t), beside)
-				c := dialClient(t, waitAddr(s))
-				c.send(tc.hello)
-				state := func(st graceful.Stats) int { return st.New }
-				if tc.hello != "" && !beside {
-					state = func(st graceful.Stats) int { return st.Receiving }
-				}
-				waitStats(s, state, 1)
-				s.stop()
-				// It counts from the connection's own beginning where nothing
-				// has been said, which is just before the stop.
-				if got := s.end(); got < tc.want*4/5 || got > tc.want+2*time.Second {
-					t.Errorf("%s: over after %v, want %v\n%v", name, got, tc.want, s.Report())
-				}
-				if diff := cmp.Diff(tc.ends, endsOf(s.Report())); diff != "" {
-					t.Errorf("%s: ends (-want +got):\n%s%v", name, diff, s.Report())
-				}
+			t.Run(name, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					l := newVirtListener()
+					s := serveTLS(t, &graceful.Server{Timeout: tc.timeout}, l, beside)
+					c := newClient(t, l.dial())
+					c.send(tc.hello)
+					synctest.Wait()
+					s.stop()
+					if got := s.end(); got != tc.want {
+						t.Errorf("over after %v, want %v\n%v", got, tc.want, s.Report())
+					}
+					if diff := cmp.Diff(tc.ends, endsOf(s.Report())); diff != "" {
+						t.Errorf("ends (-want +got):\n%s%v", diff, s.Report())
+					}
+				})
 			})
 		}
 	}
+}
+
+// TestHalfHandshake: a handshake that has stopped anywhere, within either of the
+// client's flights, goes on to its end within 5 s, and the request behind it is
+// answered.
+func TestHalfHandshake(t *testing.T) {
+	for flight := range 2 {
+		for _, beside := range []bool{false, true} {
+			for cut := 0; cut < 60; cut += 7 {
+				synctest.Test(t, func(t *testing.T) {
+					l := newVirtListener()
+					s := serveTLS(t, &graceful.Server{}, l, beside)
+					slow := &slowFlight{Conn: l.dial(), flight: flight, cut: cut}
+					config := traffic.ClientTLS()
+					config.ServerName, config.NextProtos = "127.0.0.1", []string{"http/1.1"}
+					c := newClient(t, tls.Client(slow, config))
+					asked := make(chan struct{})
+					go func() {
+						defer close(asked)
+						c.ask("/")
+					}()
+					synctest.Wait()
+					s.stop()
+					<-asked // before it reads: crypto/tls has a lock that a bubble can't wait for
+					if !c.expect("ok").close {
+						t.Errorf("flight %d cut at %d: the response does not say close", flight, cut)
+					}
+					if got := s.end(); got != 4*time.Second || s.Report().GaveUp > 0 {
+						t.Errorf("flight %d cut at %d, a TLS listener %v: over after %v\n%v", flight, cut, beside, got, s.Report())
+					}
+				})
+			}
+		}
+	}
+}
+
+// A slowFlight pauses in the middle of one of its Writes, for 4 s.
+type slowFlight struct {
+	net.Conn
+	flight, cut int
+}
+
+func (c *slowFlight) Write(p []byte) (int, error) {
+	if c.flight--; c.flight != -1 {
+		return c.Conn.Write(p)
+	}
+	c.Conn.Write(p[:c.cut])
+	time.Sleep(4 * time.Second)
+	n, err := c.Conn.Write(p[c.cut:])
+	return c.cut + n, err
 }
 
 // A lateConn holds up what is written after the first write until it may go.

@@ -2,9 +2,14 @@ package graceful_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -60,6 +65,23 @@ func TestHealth(t *testing.T) {
 			ready:  answer{200, "[+]startup ok\n[+]shutdown ok\n[+]db excluded\n[?]\"nobody\" is no check, and was not excluded\nok\n"},
 			live:   answer{200, "[?]\"db\" is no check, and was not excluded\n[?]\"nobody\" is no check, and was not excluded\nok\n"},
 		},
+		"warning": {
+			do: func(h *graceful.Health) {
+				h.Add(graceful.HealthCheck{Name: "mail", Check: fail, WarnOnly: true})
+				h.Add(graceful.HealthCheck{Name: "gc", Check: fail, WarnOnly: true, Live: true})
+			},
+			target: "?verbose",
+			ready:  answer{200, "[+]startup ok\n[+]shutdown ok\n[!]mail warning: reason withheld\nok\n"},
+			live:   answer{200, "[!]gc warning: reason withheld\nok\n"},
+		},
+		"warning and failing": {
+			do: func(h *graceful.Health) {
+				h.Add(graceful.HealthCheck{Name: "mail", Check: fail, WarnOnly: true})
+				h.AddCheck("db", fail)
+			},
+			ready: answer{503, "[+]startup ok\n[+]shutdown ok\n[!]mail warning: reason withheld\n[-]db failed: reason withheld\nfailed\n"},
+			live:  answer{200, "ok\n"},
+		},
 		"starting": {
 			h:     &graceful.Health{WaitForReady: true},
 			ready: answer{503, "[-]startup failed: the application is not ready\n[+]shutdown ok\nfailed\n"},
@@ -106,8 +128,8 @@ func TestHealth(t *testing.T) {
 	}
 }
 
-// A check that hangs has failed after CheckTimeout, and holds one goroutine,
-// however many probes come.
+// A check that hangs has failed after its time, and holds one goroutine,
+// however many probes come: those that come later fail at once.
 func TestHealthHangingCheck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := graceful.Health{CheckTimeout: 2 * time.Second, ShowErrors: true}
@@ -121,29 +143,266 @@ func TestHealthHangingCheck(t *testing.T) {
 			<-end
 			return nil
 		})
-		h.AddCheck("obedient", func(ctx context.Context) error { <-ctx.Done(); time.Sleep(time.Nanosecond); return ctx.Err() })
 		ready := h.ReadyHandler()
-		for range 3 {
+		failed := answer{503, "[+]startup ok\n[+]shutdown ok\n[-]stubborn failed: not done within 2s\nfailed\n"}
+		for _, takes := range []time.Duration{2 * time.Second, 0, 0} {
 			start := time.Now()
-			want := answer{503, "[+]startup ok\n[+]shutdown ok\n[-]stubborn failed: not done in time: context deadline exceeded\n[+]obedient excluded\nfailed\n"}
-			if diff := cmp.Diff(want, probe(ready, "/?exclude=obedient")); diff != "" {
+			if diff := cmp.Diff(failed, probe(ready, "/")); diff != "" {
 				t.Error(diff)
 			}
-			if d := time.Since(start); d != 2*time.Second {
-				t.Errorf("after %v", d)
+			if d := time.Since(start); d != takes {
+				t.Errorf("after %v, want %v", d, takes)
 			}
 		}
 		if n := runs.Load(); n != 1 {
 			t.Errorf("%d runs", n)
 		}
-		if got := probe(ready, "/?exclude=stubborn"); got.Code != 503 {
-			t.Error(got)
-		}
 		close(end)
-		time.Sleep(time.Nanosecond)
 		synctest.Wait()
-		if got := probe(ready, "/?exclude=obedient"); got.Code != 200 {
-			t.Error(got)
+		// The run returned nil, but too late: that result is kept like any other.
+		if diff := cmp.Diff(failed, probe(ready, "/")); diff != "" {
+			t.Error(diff)
+		}
+		time.Sleep(time.Second)
+		if got := probe(ready, "/"); got.Code != 200 || runs.Load() != 2 {
+			t.Error(got, runs.Load())
+		}
+	})
+}
+
+// A check's own Timeout and MaxAge come before the Health's.
+func TestHealthCheckLimits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := graceful.Health{CheckTimeout: time.Hour, CheckMaxAge: time.Hour, ShowErrors: true}
+		h.Add(graceful.HealthCheck{
+			Name: "slow",
+			Check: func(ctx context.Context) error {
+				<-ctx.Done()
+				return ctx.Err()
+			},
+			Timeout: 30 * ms,
+		})
+		var runs atomic.Int32
+		h.Add(graceful.HealthCheck{
+			Name:   "fresh",
+			Check:  func(context.Context) error { runs.Add(1); return nil },
+			MaxAge: -1,
+		})
+		for i, takes := range []time.Duration{30 * ms, 0} {
+			start := time.Now()
+			want := answer{503, "[+]startup ok\n[+]shutdown ok\n[-]slow failed: not done within 30ms\n[+]fresh ok\nfailed\n"}
+			if diff := cmp.Diff(want, probe(h.ReadyHandler(), "/")); diff != "" {
+				t.Error(diff)
+			}
+			if d := time.Since(start); d != takes {
+				t.Errorf("after %v, want %v", d, takes)
+			}
+			if n := int(runs.Load()); n != i+1 {
+				t.Errorf("%d runs of the check without a MaxAge, want %d", n, i+1)
+			}
+		}
+	})
+}
+
+// A storm of probes is one query: those that come while it runs share it, and
+// those that come within MaxAge have its result, good or bad.
+func TestHealthProbeStorm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var h graceful.Health
+		var runs atomic.Int32
+		var sick atomic.Bool
+		h.Add(graceful.HealthCheck{
+			Name: "db",
+			Check: func(context.Context) error {
+				runs.Add(1)
+				time.Sleep(100 * ms)
+				if sick.Load() {
+					return errors.New("away")
+				}
+				return nil
+			},
+			MaxAge: 5 * time.Second,
+		})
+		ready := h.ReadyHandler()
+		storm := func(code int, takes time.Duration, wantRuns int32) {
+			t.Helper()
+			start := time.Now()
+			var wg sync.WaitGroup
+			for range 200 {
+				wg.Go(func() {
+					if got := probe(ready, "/"); got.Code != code {
+						t.Error(got)
+					}
+				})
+			}
+			wg.Wait()
+			if d := time.Since(start); d != takes {
+				t.Errorf("after %v, want %v", d, takes)
+			}
+			if n := runs.Load(); n != wantRuns {
+				t.Errorf("%d runs, want %d", n, wantRuns)
+			}
+		}
+		storm(200, 100*ms, 1)
+		storm(200, 0, 1)
+		sick.Store(true)
+		time.Sleep(5*time.Second - 1)
+		storm(200, 0, 1)
+		time.Sleep(time.Nanosecond)
+		storm(503, 100*ms, 2)
+		sick.Store(false)
+		storm(503, 0, 2)
+		time.Sleep(5 * time.Second)
+		storm(200, 100*ms, 3)
+	})
+}
+
+// The run goes on when the probe that began it has gone.
+func TestHealthProbeGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var h graceful.Health
+		h.AddCheck("db", func(ctx context.Context) error {
+			select {
+			case <-time.After(500 * ms):
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), 100*ms)
+		defer cancel()
+		w := httptest.NewRecorder()
+		h.ReadyHandler().ServeHTTP(w, httptest.NewRequest("GET", "/", nil).WithContext(ctx))
+		if w.Code != 503 {
+			t.Error(w.Code)
+		}
+		start := time.Now()
+		if got := probe(h.ReadyHandler(), "/"); got.Code != 200 || time.Since(start) != 400*ms {
+			t.Error(got, time.Since(start))
+		}
+	})
+}
+
+// Alive is LiveHandler's verdict without HTTP.
+func TestHealthAlive(t *testing.T) {
+	var h graceful.Health
+	dead := errors.New("deadlocked")
+	h.AddCheck("db", func(context.Context) error { return errors.New("away") })
+	h.Add(graceful.HealthCheck{Name: "gc", Live: true, WarnOnly: true, Check: func(context.Context) error { return dead }})
+	if err := h.Alive(t.Context()); err != nil {
+		t.Error(err)
+	}
+	h.AddLiveCheck("loop", func(context.Context) error { return dead })
+	if err := h.Alive(t.Context()); !errors.Is(err, dead) || err.Error() != "loop: deadlocked" {
+		t.Error(err)
+	}
+}
+
+// Each change of a check is told once, whether or not the answers show it.
+func TestHealthCheckChanged(t *testing.T) {
+	var got []string
+	h := graceful.Health{
+		CheckMaxAge:  -1,
+		CheckChanged: func(name string, err error) { got = append(got, fmt.Sprint(name, ": ", err)) },
+	}
+	var err error
+	h.AddCheck("db", func(context.Context) error {
+		if err != nil && err.Error() == "exit" {
+			runtime.Goexit()
+		}
+		return err
+	})
+	for _, err = range []error{nil, errors.New("away"), errors.New("still away"), nil, nil, errors.New("exit")} {
+		probe(h.ReadyHandler(), "/")
+	}
+	want := []string{"db: away", "db: <nil>", "db: the check called runtime.Goexit"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// JSON is in the form of draft-inadarei-api-health-check, for a client that
+// asks for it; text for one that asks for that; and otherwise as Accept says.
+func TestHealthJSON(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := graceful.Health{ShowErrors: true}
+		h.AddCheck("db", func(context.Context) error { time.Sleep(1500 * time.Microsecond); return nil })
+		h.Add(graceful.HealthCheck{
+			Name:     "mail",
+			WarnOnly: true,
+			Check:    func(context.Context) error { return errors.New("queue full") },
+		})
+		body := func(code int, target, accept string) string {
+			t.Helper()
+			r := httptest.NewRequest("GET", target, nil)
+			r.Header.Set("Accept", accept)
+			w := httptest.NewRecorder()
+			h.ReadyHandler().ServeHTTP(w, r)
+			isJSON := w.Header().Get("Content-Type") == "application/json"
+			if w.Code != code || isJSON != strings.HasPrefix(w.Body.String(), "{") || w.Header().Get("Cache-Control") != "no-store" {
+				t.Errorf("%s, Accept: %s: %d, %v", target, accept, w.Code, w.Header())
+			}
+			return w.Body.String()
+		}
+		want := `{
+  "status": "warn",
+  "notes": [
+    "\"queue\" is no check, and was not excluded",
+    "startup was excluded"
+  ],
+  "checks": {
+    "db": [
+      {
+        "status": "pass",
+        "time": "2000-01-01T00:00:00.0015Z",
+        "observedValue": 1.5,
+        "observedUnit": "ms"
+      }
+    ],
+    "mail": [
+      {
+        "status": "warn",
+        "time": "2000-01-01T00:00:00Z",
+        "observedValue": 0,
+        "observedUnit": "ms",
+        "output": "queue full"
+      }
+    ],
+    "shutdown": [
+      {
+        "status": "pass",
+        "time": "2000-01-01T00:00:00Z",
+        "observedValue": 0,
+        "observedUnit": "ms"
+      }
+    ]
+  }
+}
+`
+		if diff := cmp.Diff(want, body(200, "/?format=json&exclude=startup&exclude=queue", "text/plain")); diff != "" {
+			t.Error(diff)
+		}
+		for accept, isJSON := range map[string]bool{
+			"": false, "*/*": false, "text/plain, application/json": false,
+			"application/json": true, "application/health+json, */*": true,
+		} {
+			if got := body(200, "/", accept); isJSON != strings.HasPrefix(got, "{") {
+				t.Errorf("Accept: %s: %s", accept, got)
+			}
+			if got := body(200, "/?format=text", accept); got != "ok\n" {
+				t.Errorf("format=text with Accept: %s: %s", accept, got)
+			}
+		}
+		h.AddCheck("disk", func(context.Context) error { return errors.New("full") })
+		var doc struct {
+			Status string
+			Checks map[string][]struct{ Status, Output string }
+		}
+		if err := json.Unmarshal([]byte(body(503, "/", "application/json")), &doc); err != nil {
+			t.Fatal(err)
+		}
+		if disk := doc.Checks["disk"]; doc.Status != "fail" || len(disk) != 1 || disk[0].Status != "fail" || disk[0].Output != "full" {
+			t.Errorf("%+v", doc)
 		}
 	})
 }
@@ -163,6 +422,7 @@ func TestHealthChecksTogether(t *testing.T) {
 }
 
 func TestHealthCheckNames(t *testing.T) {
+	fine := func(context.Context) error { return nil }
 	for _, name := range []string{"", "startup", "shutdown", "twice"} {
 		func() {
 			defer func() {
@@ -171,13 +431,19 @@ func TestHealthCheckNames(t *testing.T) {
 				}
 			}()
 			var h graceful.Health
-			h.AddCheck("twice", nil)
-			h.AddCheck(name, nil)
+			h.AddCheck("twice", fine)
+			h.AddCheck(name, fine)
 		}()
 	}
 	var h graceful.Health
-	h.AddCheck("both", nil)
-	h.AddLiveCheck("both", nil)
+	h.AddCheck("both", fine)
+	h.AddLiveCheck("both", fine)
+	defer func() {
+		if recover() == nil {
+			t.Error("a check without a function: no panic")
+		}
+	}()
+	h.AddCheck("nil", nil)
 }
 
 // Too early is not "not found"; probes are answered all the same.

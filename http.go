@@ -5,14 +5,20 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io/fs"
 	"maps"
 	"net"
 	"net/http"
 	"reflect"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/seed-121bbccf/graceful/internal/counter"
 )
 
 // An httpSide is what a Server knows of HTTP.
@@ -117,7 +123,7 @@ func (s *Server) compose() http.Handler {
 	}
 	if s.RetryAfter > 0 {
 		s.side.inflight = &InFlight{RetryAfter: s.RetryAfter, ReleaseWindow: -1}
-		h = s.side.inflight.Handler(h)
+		h = s.side.inflight.serverHandler(h)
 	}
 	return h
 }
@@ -302,15 +308,45 @@ type httpConn struct {
 	// goroutine's while flagInHandler is not set, and nobody's to write while
 	// it is.
 	last requestLine
+
+	// counted is where Server.RetryAfter counts the request of HTTP/1 in
+	// progress; nil if it does not.
+	counted atomic.Pointer[counter.Shard]
 }
 
 // A requestLine is what the report says of a request. It is kept apart from the
 // request, which handlers may change.
-type requestLine struct{ method, target string }
+type requestLine struct {
+	method, target string
+	cut            int // how many bytes of the target are not kept
+}
 
-func (l requestLine) String() string { return l.method + " " + quoteTarget(l.target) }
+func (l requestLine) String() string {
+	target := strconv.Quote(l.target)
+	if l.cut > 0 {
+		target += fmt.Sprintf("… (%d bytes)", len(l.target)+l.cut)
+	}
+	return l.method + " " + target
+}
 
-func lineOf(r *http.Request) requestLine { return requestLine{r.Method, r.RequestURI} }
+// maxTarget is how many bytes of a request's target are kept and reported, and
+// maxMethod how many of its method. A client may send as much of either as
+// http.Server.MaxHeaderBytes, 1 MB by default.
+const (
+	maxTarget = 200
+	maxMethod = 40
+)
+
+func lineOf(r *http.Request) requestLine {
+	l := requestLine{method: r.Method, target: r.RequestURI}
+	if len(l.method) <= maxMethod && len(l.target) <= maxTarget {
+		return l
+	}
+	// Copies: the line outlives its request, on an idle connection.
+	method := l.method[:min(len(l.method), maxMethod)]
+	target := l.target[:min(len(l.target), maxTarget)]
+	return requestLine{strings.Clone(method), strings.Clone(target), len(l.target) - len(target)}
+}
 
 // method returns the method of the request of HTTP/1 that is in its handler.
 func (h *httpConn) method() string {
@@ -479,6 +515,9 @@ func (s *Server) moved(c *conn, state http.ConnState) {
 	case http.StateIdle:
 		c.setState(connIdle)
 	case http.StateHijacked:
+		if h := c.http.Load(); h != nil && s.side.inflight != nil {
+			s.side.inflight.hijacked(h)
+		}
 		c.setState(connHijacked)
 	case http.StateClosed:
 		c.gone()

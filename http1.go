@@ -2,6 +2,7 @@ package graceful
 
 import (
 	"bytes"
+	"math/bits"
 	"net/http"
 	"strings"
 	"time"
@@ -35,6 +36,9 @@ type http1Conn struct {
 	blank uint8 // how many CR and LF were read last, up to maxBlank
 	began bool  // the final response to the request in progress has begun
 	last  bool  // and says that it is the connection's last
+
+	// interim: a response of the kind 1xx has begun, and its header has not ended.
+	interim bool
 }
 
 // net/http ignores line ends before a request, up to the four bytes that it waits
@@ -45,7 +49,7 @@ const maxBlank = 3
 func (h *http1Conn) enterRead(c *conn, size int) {
 	switch c.load().state() {
 	case connNew, connReceiving:
-		h.buffer = max(h.buffer, int32(size))
+		h.learn(size)
 	case connIdle, connEnding:
 		if c.multiplexes() {
 			return
@@ -53,7 +57,16 @@ func (h *http1Conn) enterRead(c *conn, size int) {
 		if h.buffer-int32(size) > int32(h.blank) {
 			c.begun() // the beginning of a request came with the one before it
 		}
-		h.buffer = max(h.buffer, int32(size))
+		h.learn(size)
+	}
+}
+
+// learn notes that net/http's buffer has room for size bytes. Its size is a power
+// of two. Less is asked for at the beginning of a connection that may turn out to
+// be HTTP/2: the preface, and then what there is room for behind as much.
+func (h *http1Conn) learn(size int) {
+	if int32(size) > h.buffer {
+		h.buffer = 1 << bits.Len32(uint32(size-1))
 	}
 }
 
@@ -122,7 +135,7 @@ func (h *http1Conn) prefaceEnds(c *conn, p []byte) bool {
 
 // request notes that a request has come.
 func (h *http1Conn) request(c *conn) {
-	h.began, h.last = false, false
+	h.began, h.last, h.interim = false, false, false
 	if c.has(flagAhead | flagGaveUp) {
 		c.unset(flagAhead | flagGaveUp)
 	}
@@ -136,9 +149,15 @@ func (h *http1Conn) response() { h.deadlines = 0 }
 // connection's last.
 //
 // net/http begins every response at the start of a Write: its buffer of 4 KiB is
-// flushed behind each response, final or not (server.go).
+// flushed behind each response, final or not (server.go). An interim header that
+// is longer goes on in the next Writes, the last of which ends with it.
 func (h *http1Conn) lastResponse(c *conn, p []byte) bool {
-	if h.began || c.load().state() != connActive || isInterim(p) {
+	if h.began || c.load().state() != connActive {
+		return false
+	}
+	if h.interim || isInterim(p) {
+		const end = "\r\n\r\n"
+		h.interim = len(p) >= len(end) && !bytes.HasSuffix(p, []byte(end))
 		return false
 	}
 	h.began = true
@@ -211,10 +230,10 @@ func isStatusLine(p []byte) bool {
 	return len(p) >= len(like) && string(p[:7]) == like[:7] && p[8] == ' ' && p[12] == ' '
 }
 
-// isInterim reports whether p is a whole response that another one to the same
+// isInterim reports whether a response begins with p that another one to the same
 // request follows (1xx).
 func isInterim(p []byte) bool {
-	return isStatusLine(p) && p[9] == '1' && string(p[9:12]) != "101" && bytes.HasSuffix(p, []byte("\r\n\r\n"))
+	return isStatusLine(p) && p[9] == '1' && string(p[9:12]) != "101"
 }
 
 // lingerClose is how long the client of a connection that ends with unread bytes
@@ -228,17 +247,15 @@ const lingerClose = 500 * time.Millisecond
 // net/http may have further requests in its buffer, and those must not be served
 // (RFC 9112, section 9.6).
 //
-// If the client has sent more, a close with it unread would reset the connection,
-// and the reset may overtake the response. So its end is awaited first.
+// If the client has sent more, a close with that unread resets the connection, and
+// the reset may overtake the response. So our side is closed first, and the client
+// has some time to close its own. Nothing is read meanwhile: a handler that has
+// enabled full duplex and left a body unread leaves a Read of net/http's behind.
 func (h *http1Conn) endLast(c *conn) {
-	if c.has(flagAhead) || sock.Pending(c.raw) {
-		if closeWrite(c.raw) == nil {
-			c.raw.SetReadDeadline(time.Now().Add(lingerClose))
-			for b := make([]byte, 512); ; {
-				if _, err := c.raw.Read(b); err != nil {
-					break
-				}
-			}
+	if (c.has(flagAhead) || sock.Pending(c.raw)) && closeWrite(c.raw) == nil {
+		const step = 5 * time.Millisecond
+		for waited := time.Duration(0); waited < lingerClose && !sock.PeerClosed(c.raw); waited += step {
+			time.Sleep(step)
 		}
 	}
 	panic(http.ErrAbortHandler)

@@ -160,7 +160,7 @@ func TestBlank(t *testing.T) {
 // deadline before and behind the wait for four bytes of a request. However little
 // or much of a request has come with the one before it, it is seen.
 func TestBufferedRequest(t *testing.T) {
-	const next = "GET /next HTTP/1.1\r\nHost: x\r\n\r"
+	const next = "GET /next HTTP/1.1\r\nHost: x\r\nA: b\r\n\r"
 	for _, clear := range []bool{false, true} {
 		for n := range len(next) + 1 {
 			half := next[:n]

@@ -27,6 +27,11 @@ const (
 	// that time already.
 	http2Linger     = 2 * time.Second
 	http2DeafLinger = http2Linger - http2AckWait
+
+	// http2LastStream is how long after the first GOAWAY a client may open streams
+	// that are waited for, unless the drain is timed. One that acknowledges it and
+	// opens further ones without end would otherwise never be let go.
+	http2LastStream = 5 * time.Second
 )
 
 // An http2Conn says farewell on an HTTP/2 connection, in the two steps of
@@ -68,6 +73,7 @@ type http2Conn struct {
 	lingering bool // finishing without a stream: the timer cuts the connection
 
 	since time.Time   // when the client was told, or is about to be
+	bar   uint32      // streams above it are not waited for; 0: all are
 	timer *time.Timer // to finishing, and then to the end of linger; nil until it is set
 
 	out     http2wire.Cursor // moved by the owner, with mu held
@@ -299,7 +305,8 @@ func (h *http2Conn) settleLocked() {
 	if !h.finishing || h.shut.Load() {
 		return
 	}
-	if h.streams.Open() > 0 {
+	open := h.streams.Open()
+	if open > 0 && h.waitsForLocked() {
 		h.lingering = false
 		return
 	}
@@ -311,7 +318,7 @@ func (h *http2Conn) settleLocked() {
 		}
 		h.setTimerLocked(linger)
 	}
-	if h.owned || len(h.rest) > 0 || !h.settings || !h.out.Boundary() || h.streams.Failed() {
+	if open > 0 || h.owned || len(h.rest) > 0 || !h.settings || !h.out.Boundary() || h.streams.Failed() {
 		return // a writer is at work, or stuck: the timer cuts it
 	}
 	// From here on no stream reaches the server: the GOAWAY is true.
@@ -330,6 +337,17 @@ func (h *http2Conn) settleLocked() {
 		// nothing is destroyed on the way.
 		closeWrite(h.c.raw)
 	}()
+}
+
+// waitsForLocked reports whether one of the open streams is waited for.
+func (h *http2Conn) waitsForLocked() bool {
+	if h.c.m.timed.Load() || time.Since(h.since) < http2LastStream {
+		return true
+	}
+	if h.bar == 0 {
+		h.bar = h.streams.Highest()
+	}
+	return h.streams.OpenUpTo(h.bar) > 0
 }
 
 // stop is called when the connection is closed.
@@ -410,6 +428,8 @@ func (s *Server) serveALPN(c *tlsConn) bool {
 	}
 	if isHTTP2 {
 		c.set(flagForeign)
+	} else {
+		c.setState(connActive) // to the end, unless it says otherwise: so net/http takes it
 	}
 	// It reports the states of tc, which is not known as c.
 	base := copyServer(hs)

@@ -34,7 +34,7 @@ func TestRequestsWhileServing(t *testing.T) {
 	}
 	wg.Wait()
 	h.enter(&http.Request{Method: "GET", RequestURI: "/last"})
-	if got := h.requests(); len(got) != 1 || got[0] != (requestLine{"GET", "/last"}) {
+	if got := h.requests(); len(got) != 1 || got[0] != (requestLine{method: "GET", target: "/last"}) {
 		t.Errorf("in the handler: %v", got)
 	}
 	h.leave()

@@ -3,9 +3,11 @@ package graceful_test
 import (
 	"context"
 	"errors"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -159,7 +161,7 @@ func TestInFlightHandler(t *testing.T) {
 			if r.URL.Path == "/slow" {
 				<-end
 			}
-			if n := f.Count(); n == 0 {
+			if n := f.Count(); n == 0 && r.URL.Path != "/metrics/x" { // which comes after Wait
 				b.Errorf("%s is not counted", r.URL.Path)
 			}
 		})))
@@ -220,6 +222,139 @@ func TestInFlightHandler(t *testing.T) {
 	})
 }
 
+// A request that is upgraded, whatever to, is long-running from the hijack on:
+// no Wait waits for it, and it hears of the drain. A client that only asks for
+// an upgrade changes nothing.
+func TestInFlightHijack(t *testing.T) {
+	for request, recognised := range map[string]bool{
+		"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n":            true,
+		"GET / HTTP/1.1\r\nHost: x\r\nConnection: keep-alive, upgrade\r\nUpgrade: tcp\r\n\r\n":      false,
+		"POST / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\r\n":            false,
+		"CONNECT backend:80 HTTP/1.1\r\nHost: x\r\n\r\n":                                            false,
+		"GET / HTTP/1.0\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: tcp, something/2\r\n\r\n":     false,
+		"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nX-Nested: yes\r\n\r\n": false,
+	} {
+		withBench(t, false, func(b *bench) {
+			var f graceful.InFlight
+			hijack, over := make(chan struct{}), make(chan struct{})
+			counts := func(want ...int) {
+				b.Helper()
+				synctest.Wait()
+				if diff := cmp.Diff(want, []int{f.Count(), f.LongRunningCount()}); diff != "" {
+					b.Errorf("%.40q: %s", request, diff)
+				}
+			}
+			inner := handlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				defer close(over)
+				<-hijack
+				conn, _, err := http.NewResponseController(w).Hijack()
+				if err != nil {
+					b.Error(err)
+					return
+				}
+				defer conn.Close()
+				<-graceful.Draining(r.Context())
+			})
+			h := f.Handler(inner)
+			if strings.Contains(request, "Nested") {
+				h = f.Handler((&graceful.RequestTimeout{Max: limit}).Handler((&graceful.RequestDeadline{}).Handler(inner)))
+			}
+			b.serve(h)
+			io.WriteString(b.dial(), request)
+			if recognised {
+				counts(0, 1)
+			} else {
+				counts(1, 0)
+			}
+			close(hijack)
+			counts(0, 1)
+			f.Wait()
+			<-over
+			if err := f.WaitLongRunning(b.Context()); err != nil {
+				b.Error(err)
+			}
+			counts(0, 0)
+		})
+	}
+	withBench(t, false, func(b *bench) {
+		var f graceful.InFlight
+		outside := make(chan []string, 1)
+		h := f.Handler(handlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if f.Count() != 1 || f.LongRunningCount() != 0 {
+				b.Errorf("counts %d, %d", f.Count(), f.LongRunningCount())
+			}
+			r.ParseForm()
+			if diff := cmp.Diff(append(<-outside, "Unwrap"), can(w)); diff != "" {
+				b.Error(diff)
+			}
+			w.Header().Set("Mine", "yes")
+			io.Copy(w, strings.NewReader("not upgraded"))
+			w.(http.Flusher).Flush()
+		}))
+		b.serve(handlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			outside <- can(w)
+			h.ServeHTTP(w, r)
+			if r.Form.Get("a") != "b" {
+				b.Error("the form is lost")
+			}
+		}))
+		for range 2 {
+			resp := b.get("/?a=b", "Connection", "upgrade", "Upgrade", "tcp")
+			if got := b.body(resp); got != "not upgraded" || resp.Header.Get("Mine") != "yes" {
+				b.Errorf("%q", got)
+			}
+		}
+		if f.Count() != 0 || f.LongRunningCount() != 0 {
+			b.Errorf("counts %d, %d", f.Count(), f.LongRunningCount())
+		}
+	})
+}
+
+// Exempt requests whose handlers overlap for ever do not hold up a Wait; those
+// that came before it are waited for.
+func TestInFlightExemptDoesNotHold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for path, accept := range map[string]string{"/metrics": "", "/readyz": "text/event-stream"} {
+			var f graceful.InFlight
+			h := f.Handler(handlerFunc(func(w http.ResponseWriter, r *http.Request) { time.Sleep(50 * time.Millisecond) }))
+			stop := make(chan struct{})
+			for i := range 3 {
+				go func() {
+					time.Sleep(time.Duration(i) * 20 * time.Millisecond)
+					for {
+						select {
+						case <-stop:
+							return
+						default:
+						}
+						w, r := httptest.NewRecorder(), httptest.NewRequest("GET", path, nil)
+						r.Header.Set("Accept", accept)
+						if h.ServeHTTP(w, r); w.Code != 200 {
+							t.Error(w.Code)
+						}
+					}
+				}()
+			}
+			time.Sleep(time.Second)
+			start := time.Now()
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			if err := f.WaitContext(ctx); err != nil {
+				t.Errorf("%s: %v", path, err)
+			}
+			if err := f.WaitLongRunning(ctx); err != nil {
+				t.Errorf("%s: %v", path, err)
+			}
+			if d := time.Since(start); d < 10*time.Millisecond || d > 100*time.Millisecond {
+				t.Errorf("%s: waited %v", path, d)
+			}
+			cancel()
+			close(stop)
+			synctest.Wait()
+			time.Sleep(time.Second)
+		}
+	})
+}
+
 func TestInFlightChoices(t *testing.T) {
 	f := graceful.InFlight{
 		LongRunning: func(r *http.Request) bool { return r.URL.Path == "/watch" },
@@ -229,8 +364,8 @@ func TestInFlightChoices(t *testing.T) {
 		}),
 	}
 	h := f.Handler(handlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if f.Count()+f.LongRunningCount() != 1 {
-			t.Errorf("%s: counts %d, %d", r.URL.Path, f.Count(), f.LongRunningCount())
+		if f.Count()+f.LongRunningCount() != 0 {
+			t.Errorf("%s: counts %d, %d, of a request that no Wait is to wait for", r.URL.Path, f.Count(), f.LongRunningCount())
 		}
 	}))
 	f.Wait()
@@ -262,6 +397,8 @@ func TestDefaultLongRunning(t *testing.T) {
 		{"GET", "/", http.Header{"Accept": {"text/event-stream"}}, true},
 		{"GET", "/", http.Header{"Accept": {"text/html", "*/*, Text/Event-Stream;q=0.5"}}, true},
 		{"GET", "/", http.Header{"Accept": {"text/event-streams"}}, false},
+		{"GET", "/", http.Header{"Accept": {"text/event-stream;q=0, */*"}}, false},
+		{"GET", "/", http.Header{"Accept": {"text/event-stream; Q=0.0", "text/event-stream"}}, true},
 	} {
 		r := httptest.NewRequest("GET", tt.path, nil)
 		r.Method = tt.method

@@ -197,6 +197,7 @@ func (lc *lifecycle) release(l *listener) {
 	}
 	stopping := lc.Phase() != PhaseServing
 	lc.mu.Unlock()
+	l.dropBacklog()
 	if stopping {
 		lc.log.printf("listener %s closed", l.Addr())
 	}

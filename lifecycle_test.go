@@ -206,7 +206,7 @@ func TestNoAddr(t *testing.T) {
 		synctest.Wait()
 		s.stop()
 		s.end()
-		if got, want := fmt.Sprint(s.Report().Killed), "[unknown active for 1s: GET /1h]"; got != want {
+		if got, want := fmt.Sprint(s.Report().Killed), `[unknown active for 1s: GET "/1h"]`; got != want {
 			t.Errorf("killed %s, want %s", got, want)
 		}
 	})

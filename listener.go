@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,7 +21,8 @@ import (
 // "tcp6" or "unix".
 //
 // The file of a unix socket is removed when the listener is closed, as
-// net.Listen's is, unless another socket has taken its place since.
+// net.Listen's is, unless another socket has taken its place since. An abstract
+// socket, whose name begins with "@", has none.
 func Listen(network, addr string) (net.Listener, error) {
 	return listen(network, addr, false, 0)
 }
@@ -47,7 +49,10 @@ func listen(network, addr string, reusePort bool, keepAlive time.Duration) (net.
 	if ul, ok := l.(*net.UnixListener); ok {
 		ul.SetUnlinkOnClose(false) // see removeFile
 		own.path = ul.Addr().String()
-		own.file, _ = os.Lstat(own.path)
+		// An abstract socket has no file: a file of that name is another's.
+		if !strings.HasPrefix(own.path, "@") {
+			own.file, _ = os.Lstat(own.path)
+		}
 	}
 	return own, nil
 }
@@ -234,6 +239,21 @@ func (l *listener) hasBacklog() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return len(l.backlog) > 0
+}
+
+// dropBacklog closes what sweep has accepted and Accept will not return any more.
+func (l *listener) dropBacklog() {
+	l.mu.Lock()
+	dropped := l.backlog
+	l.backlog = nil
+	l.mu.Unlock()
+	if len(dropped) > 0 {
+		go func() { // a Close may block
+			for _, nc := range dropped {
+				nc.Close()
+			}
+		}()
+	}
 }
 
 // dropLast closes the connection that Accept returned last, which nobody took.
@@ -466,21 +486,26 @@ func (l *listener) stop() {
 		}
 		l.stopAt = time.Since(l.m.began)
 		close(l.stopping)
-		if !l.setDeadline(0) {
-			l.closeSoon()
-		}
+		l.soon(func() {
+			if !l.setDeadline(0) {
+				l.Close()
+			}
+		})
 	})
 }
 
-// closeSoon closes the listener, and waits for that if it is one of package
-// net: the port is free then. A Close that a caller wrote may wait for its
-// Accept, and that for anything.
-func (l *listener) closeSoon() {
-	switch bareListener(l.l).(type) {
-	case *net.TCPListener, *net.UnixListener:
-		l.Close()
+// closeSoon closes the listener.
+func (l *listener) closeSoon() { l.soon(func() { l.Close() }) }
+
+// soon calls f, which calls methods of the listener below, and waits for it if
+// those are package net's: the port is free then, say. A method that a caller wrote
+// may wait for its Accept, and that for anything.
+func (l *listener) soon(f func()) {
+	switch l.l.(type) {
+	case *ownListener, *net.TCPListener, *net.UnixListener:
+		f()
 	default:
-		go l.Close()
+		go f()
 	}
 }
 

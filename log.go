@@ -3,7 +3,6 @@ package graceful
 import (
 	"fmt"
 	"log"
-	"strconv"
 	"sync"
 	"time"
 )
@@ -101,20 +100,6 @@ func (l *shutdownLog) close() {
 	case <-idle:
 	case <-t.C:
 	}
-}
-
-// maxTarget is how many bytes of a request's target are reported. A client may
-// send as much as http.Server.MaxHeaderBytes, 1 MB by default.
-const maxTarget = 200
-
-// quoteTarget returns what a log may say of a text that a client has chosen: it is
-// quoted as by strconv.Quote, so that it can't forge a line, and not longer than
-// maxTarget bytes before that.
-func quoteTarget(s string) string {
-	if len(s) > maxTarget {
-		return strconv.Quote(s[:maxTarget]) + fmt.Sprintf("… (%d bytes)", len(s))
-	}
-	return strconv.Quote(s)
 }
 
 // notNegative returns an error that names the field if value is negative.

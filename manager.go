@@ -322,6 +322,11 @@ func (m *manager) run() {
 			reply <- slices.Collect(maps.Keys(conns))
 		case reply := <-m.kill:
 			catchUp()
+			for c := range conns { // one that was just hijacked may not have said so yet
+				if c.wait.seen = c.load().state(); d != nil && d.leave(c) {
+					delete(conns, c)
+				}
+			}
 			left := slices.Collect(maps.Keys(conns))
 			m.last = countConns(conns, count) // before its reader is let go
 			reply <- left

@@ -349,11 +349,18 @@ func (l *Listener) watchAccept() {
 	tick := time.NewTicker(max(graceOf(l.IdleGrace)/2, 10*time.Millisecond))
 	defer tick.Stop()
 	seen, idle := l.calls.Load(), false
+	closed := l.tl.closed
 	for {
 		select {
 		case <-tick.C:
-		case <-l.tl.closed:
-			return
+		case <-closed:
+			// The last Accept says that it is the last; where none is under way
+			// nothing does.
+			if !l.tl.hasBacklog() {
+				l.life.release(l.tl)
+				return
+			}
+			closed = nil
 		case <-l.life.stopped:
 			return
 		}

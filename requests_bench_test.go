@@ -109,12 +109,14 @@ func TestMiddlewareAllocations(t *testing.T) {
 		h    http.Handler
 		most float64
 	}{
-		"RequestTimeout":  {new(graceful.RequestTimeout).Handler(benchHandler), 6},
+		"RequestTimeout":  {new(graceful.RequestTimeout).Handler(benchHandler), 12},
 		"RequestDeadline": {new(graceful.RequestDeadline).Handler(benchHandler), 1},
 		"InFlight":        {inFlight.Handler(benchHandler), 0},
 	} {
 		w := &nullWriter{h: make(http.Header)}
 		r := httptest.NewRequest("GET", "/", nil)
+		r.Header.Set("Accept", "*/*")
+		r.Header.Set("User-Agent", "test")
 		got := testing.AllocsPerRun(100, func() {
 			clear(w.h)
 			tt.h.ServeHTTP(w, r)

@@ -1,8 +1,10 @@
 package graceful_test
 
 import (
+	"context"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"slices"
@@ -145,5 +147,112 @@ func testRetryAfter(t *testing.T, retryAfter time.Duration) {
 	}
 	if r := srv.Report(); len(r.Killed) > 0 {
 		t.Error(r)
+	}
+}
+
+// A hijacked connection does not hold the drain that RetryAfter asks for,
+// whatever it was hijacked for: it is left alone as it is without RetryAfter. It
+// used to, unless it was a WebSocket.
+func TestRetryAfterLeavesHijacked(t *testing.T) {
+	for name, request := range map[string]string{
+		"upgrade": "GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n",
+		"SSE":     "GET / HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n",
+		"CONNECT": "CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n",
+		"nothing": "GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+		"second":  "GET /first HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			release, hijacked, over := make(chan struct{}), make(chan struct{}), make(chan struct{})
+			var timeout graceful.RequestTimeout
+			srv := &graceful.Server{
+				Server: &http.Server{Addr: "127.0.0.1:0", Handler: timeout.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if r.URL.Path == "/first" {
+						return
+					}
+					defer close(over)
+					conn, _, err := http.NewResponseController(w).Hijack()
+					close(hijacked)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					defer conn.Close()
+					<-release
+				}))},
+				RetryAfter:       time.Second,
+				NoSignalHandling: true,
+			}
+			stopped, err := srv.Start(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			conn, err := net.Dial("tcp", srv.Addrs()[0].String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			io.WriteString(conn, request)
+			<-hijacked
+			srv.Stop(time.Minute)
+			select {
+			case <-stopped:
+			case <-time.After(20 * time.Second):
+				t.Errorf("still waiting: %v", srv.Stats())
+			}
+			if r := srv.Report(); r.Left != 1 {
+				t.Error(r)
+			}
+			close(release)
+			<-over
+		})
+	}
+}
+
+// Probes that never cease, and of which there is always one in progress, do not
+// hold the drain either.
+func TestRetryAfterProbesDoNotHold(t *testing.T) {
+	var clients sync.WaitGroup
+	defer clients.Wait()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	served := make(chan struct{}, 1)
+	srv := &graceful.Server{
+		Server: &http.Server{Addr: "127.0.0.1:0", Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			time.Sleep(time.Duration(20+rand.IntN(20)) * time.Millisecond) // collecting takes its time
+			select {
+			case served <- struct{}{}:
+			default:
+			}
+		})},
+		RetryAfter:       time.Second,
+		NoSignalHandling: true,
+	}
+	stopped, err := srv.Start(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	url := "http://" + srv.Addrs()[0].String() + "/metrics"
+	tr := new(http.Transport)
+	defer tr.CloseIdleConnections()
+	for range 16 {
+		clients.Go(func() {
+			for ctx.Err() == nil {
+				req, _ := http.NewRequestWithContext(ctx, "GET", url, nil)
+				resp, err := tr.RoundTrip(req)
+				if err != nil {
+					return
+				}
+				resp.Body.Close()
+			}
+		})
+	}
+	for range 20 {
+		<-served
+	}
+	srv.Stop(time.Minute)
+	select {
+	case <-stopped:
+	case <-time.After(10 * time.Second):
+		t.Errorf("still waiting: %v", srv.Stats())
 	}
 }

@@ -3,6 +3,7 @@ package graceful
 import (
 	"os"
 	"os/signal"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -14,7 +15,18 @@ import (
 // signals.
 const samePress = 250 * time.Millisecond
 
-// catchSignals catches SIGINT and SIGTERM until stop is called.
+// caught are the signals that begin a shutdown: SIGINT and SIGTERM, without
+// those that were ignored when the process started. A shell without job control
+// starts its background jobs with SIGINT ignored, so that Ctrl-C reaches only
+// the job in the foreground; signal.Notify would undo that.
+//
+// The package asks when it is initialized: once anything has called Notify,
+// signal.Ignored reports false. Of SIGTERM it always does in a Go program, as
+// the runtime respects only an ignored SIGHUP and SIGINT (see os/signal).
+var caught = slices.DeleteFunc([]os.Signal{os.Interrupt, syscall.SIGTERM}, signal.Ignored)
+
+// catchSignals catches SIGINT and SIGTERM, as far as caught has them, until stop
+// is called.
 //
 // The first signal calls initiate. Signals of either kind within samePress of
 // it are ignored. If initiate returned true, the next one lets go of the
@@ -49,7 +61,9 @@ func catchSignalsUntil(done chan struct{}, initiate func(os.Signal) bool, kill f
 	// The buffer keeps a second signal that comes with the first; os/signal
 	// drops what does not fit, it does not wait.
 	c := make(chan os.Signal, 4)
-	signal.Notify(c, os.Interrupt, syscall.SIGTERM)
+	if len(caught) > 0 { // of none Notify makes all
+		signal.Notify(c, caught...)
+	}
 	letGo := func() { signal.Stop(c) }
 	go watchSignals(c, done, initiate, func(sig os.Signal) {
 		letGo()

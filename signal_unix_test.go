@@ -3,8 +3,10 @@
 package graceful
 
 import (
+	"context"
 	"fmt"
 	"os"
+	"os/signal"
 	"syscall"
 	"testing"
 	"time"
@@ -19,7 +21,7 @@ const signalChildEnv = "GRACEFUL_TEST_SIGNAL_CHILD"
 // TestCatchSignalsProcess runs.
 func TestSignalChild(t *testing.T) {
 	part := os.Getenv(signalChildEnv)
-	if part == "" || part == "conduct" {
+	if part == "" || part == "conduct" || part == "ignored" {
 		t.Skip("only as a child process")
 	}
 	veto := part == "veto"
@@ -118,4 +120,90 @@ func playSignals(t *testing.T, part string, steps []signalStep, died syscall.Sig
 	}
 	c.Exit(code, died)
 	return true
+}
+
+// TestIgnoredChild is not a test: it is what the child process of
+// TestIgnoredSignalsProcess runs.
+func TestIgnoredChild(t *testing.T) {
+	if os.Getenv(signalChildEnv) != "ignored" {
+		t.Skip("only as a child process")
+	}
+	// Neither another part of the program that catches the signals nor an
+	// earlier server makes the second one catch what was ignored.
+	c := make(chan os.Signal, 4)
+	signal.Notify(c, os.Interrupt, syscall.SIGTERM)
+	catchSignals(func(os.Signal) bool { return true }, func(os.Signal) {})()
+	stop := catchSignals(func(sig os.Signal) bool {
+		fmt.Println("initiate", sig)
+		return true
+	}, func(sig os.Signal) {
+		fmt.Println("kill", sig)
+		os.Exit(7)
+	})
+	defer stop()
+	fmt.Println("ready")
+	for range 2 {
+		fmt.Println("also got", <-c)
+	}
+	signal.Stop(c) // and SIGINT is ignored again
+	fmt.Println("alone")
+	time.Sleep(30 * time.Second)
+}
+
+// TestIgnoredSignalsProcess: SIGINT that was ignored when the process started
+// neither begins a shutdown nor kills. It used to do both: signal.Notify alone
+// ends the ignoring.
+func TestIgnoredSignalsProcess(t *testing.T) {
+	t.Parallel()
+	c := childproc.Start(t, "TestIgnoredChild", signalChildEnv+"=ignored", childproc.Ignoring("INT")...)
+	c.Says("ready")
+	for range 2 {
+		c.Signal(syscall.SIGINT)
+		c.Says("also got interrupt") // so the runtime has delivered it to all
+	}
+	c.Says("alone")
+	c.Signal(syscall.SIGINT)
+	c.Signal(syscall.SIGTERM)
+	c.Says("initiate terminated")
+	time.Sleep(samePress + 50*time.Millisecond)
+	c.Signal(syscall.SIGINT)
+	c.Signal(syscall.SIGTERM)
+	c.Says("kill terminated")
+	c.Exit(7, 0)
+}
+
+// TestConductChild is not a test: it is what the child process of
+// TestConductProcess runs. It has a catcher like that of a server which the
+// group knows only as two functions.
+func TestConductChild(t *testing.T) {
+	if os.Getenv(signalChildEnv) != "conduct" {
+		t.Skip("only as a child process")
+	}
+	quit := make(chan struct{})
+	g := &Group{ShutdownDelay: 400 * time.Millisecond, LogFunc: func(format string, args ...any) {
+		if format == "graceful: unready; the servers drain in %v" {
+			fmt.Println("delay")
+		}
+	}}
+	stop := catchSignals(func(os.Signal) bool {
+		fmt.Println("initiate", g.Report().Took >= g.ShutdownDelay)
+		close(quit)
+		return true
+	}, func(os.Signal) {})
+	g.Server("web", func() error { <-quit; return nil }, func(context.Context) error { <-quit; return nil })
+	g.Go("ready", func(context.Context) error { fmt.Println("ready"); return nil })
+	fmt.Println(g.Run(t.Context()))
+	stop()
+	os.Exit(0)
+}
+
+func TestConductProcess(t *testing.T) {
+	t.Parallel()
+	c := childproc.Start(t, "TestConductChild", signalChildEnv+"=conduct")
+	c.Says("ready")
+	c.Signal(syscall.SIGTERM)
+	for _, want := range []string{"delay", "initiate true", "<nil>"} {
+		c.Says(want)
+	}
+	c.Exit(0, 0)
 }

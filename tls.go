@@ -80,7 +80,8 @@ func (c *tlsConn) Read(p []byte) (int, error) {
 	if c.begin(); c.over {
 		return 0, io.EOF
 	}
-	if c.below != nil && c.below.partial() {
+	// Once it is hijacked, several goroutines may read it.
+	if c.below != nil && c.load().state() != connHijacked && c.below.partial() {
 		c.below.begun(true) // since the last Read, during which a request was in progress
 	}
 	return c.conn.Read(p)

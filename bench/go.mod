@@ -6,7 +6,7 @@ tool golang.org/x/perf/cmd/benchstat
 
 require (
 	github.com/ory/graceful v0.1.3
-	github.com/seed-121bbccf/graceful v0.0.0
+	github.com/seed-121bbccf/graceful v0.1.0
 	go.uber.org/goleak v1.3.0
 	gopkg.in/tylerb/graceful.v1 v1.2.15
 )

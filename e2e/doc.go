@@ -5,6 +5,8 @@
 // BenchmarkIdleClose measures what no server can avoid: a request that a balancer
 // sends over an idle connection before it has heard of its close.
 //
-// They need haproxy and nginx. Without them they say what to install and are
-// skipped, but where the environment variable CI is set they fail.
+// They need haproxy, nginx, ip (Debian's iproute2) and nft (nftables). Without them
+// they say what to install and are skipped, but where the environment variable CI
+// is set they fail. TestKubeProxy also needs to be root and to be permitted network
+// namespaces; its traffic stays inside those.
 package e2e

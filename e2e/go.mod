@@ -2,6 +2,6 @@ module github.com/seed-121bbccf/graceful/e2e
 
 go 1.26
 
-require github.com/seed-121bbccf/graceful v0.0.0
+require github.com/seed-121bbccf/graceful v0.1.0
 
 replace github.com/seed-121bbccf/graceful => ../

@@ -161,17 +161,19 @@ var buildDraincheck = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
-// need skips t if the program is not installed, and fails it where CI is set.
-func need(t testing.TB, program string) {
+// need returns the path of a program. It skips t if the program is not installed,
+// and fails it where CI is set.
+func need(t testing.TB, program string) string {
 	t.Helper()
 	for _, path := range []string{program, "/usr/sbin/" + program, "/usr/local/sbin/" + program} {
-		if _, err := exec.LookPath(path); err == nil {
-			return
+		if found, err := exec.LookPath(path); err == nil {
+			return found
 		}
 	}
-	missing := "needs " + program + ": apt-get install " + program
+	missing := "needs " + program + ": apt-get install haproxy nginx iproute2 nftables"
 	if os.Getenv("CI") != "" {
 		t.Fatal(missing)
 	}
 	t.Skip(missing)
+	return ""
 }

@@ -15,9 +15,15 @@ import (
 // serve is the first argument that makes the test binary the server under test.
 const serve = "serve"
 
+// modes are the first arguments that make the test binary something else.
+var modes = map[string]func(args []string) (status int){
+	serve: server,
+	load:  runLoad,
+}
+
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == serve {
-		os.Exit(server(os.Args[2:]))
+	if len(os.Args) > 1 && modes[os.Args[1]] != nil {
+		os.Exit(modes[os.Args[1]](os.Args[2:]))
 	}
 	os.Exit(tests(m))
 }
@@ -39,6 +45,7 @@ func tests(m *testing.M) int {
 // one of them with TLS, until SIGTERM.
 func server(args []string) int {
 	fs := flag.NewFlagSet(serve, flag.ExitOnError)
+	host := fs.String("host", "127.0.0.1", "")
 	port := fs.Int("port", 0, "")
 	tlsPort := fs.Int("tls-port", 0, "")
 	reuse := fs.Bool("reuseport", false, "")
@@ -53,7 +60,7 @@ func server(args []string) int {
 		p.SetHTTP2(true)
 		p.SetUnencryptedHTTP2(true)
 		return &graceful.Server{
-			Server:        &http.Server{Addr: fmt.Sprintf("127.0.0.1:%d", port), Handler: mux, Protocols: p},
+			Server:        &http.Server{Addr: fmt.Sprintf("%s:%d", *host, port), Handler: mux, Protocols: p},
 			Timeout:       10 * time.Second,
 			ShutdownDelay: *delay,
 			ReusePort:     *reuse,

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"text/template"
 	"time"
 
@@ -34,10 +33,10 @@ var balancerConfigs = map[string]*template.Template{
 	"nginx":   template.Must(template.New("").Parse(nginxConfig)),
 }
 
-//go:embed haproxy.cfg
+//go:embed balancers/haproxy.cfg
 var haproxyConfig string
 
-//go:embed nginx.conf
+//go:embed balancers/nginx.conf
 var nginxConfig string
 
 // serverPorts is where a server listens, frontPorts where the balancer does.
@@ -152,14 +151,11 @@ func (b *balanced) startBalancer() error {
 	if err != nil {
 		return err
 	}
-	cert, key := traffic.CertPEM()
-	for name, text := range map[string][]byte{
-		file: conf.Bytes(), filepath.Join(b.dir, "cert.pem"): cert, filepath.Join(b.dir, "key.pem"): key,
-		filepath.Join(b.dir, "both.pem"): slices.Concat(cert, key),
-	} {
-		if err := os.WriteFile(name, text, 0o600); err != nil {
-			return err
-		}
+	if err := os.WriteFile(file, conf.Bytes(), 0o600); err != nil {
+		return err
+	}
+	if err := writeCertificate(b.dir); err != nil {
+		return err
 	}
 	argv := []string{path, "-f", file, "-db"}
 	if b.c.via == "nginx" {
@@ -224,6 +220,15 @@ func (b *balanced) roll(ctx context.Context) (Stop, error) {
 		return s, err
 	}
 	return s, b.serving(ctx)
+}
+
+func (b *balanced) died() error {
+	for _, p := range append(b.servers, b.balancer) {
+		if err := p.died(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (b *balanced) said(id string) []string { return b.balancer.out.lines(id) }

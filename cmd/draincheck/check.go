@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/seed-121bbccf/graceful/internal/traffic"
@@ -45,13 +44,14 @@ func (c *config) checkSubjects(ctx context.Context, stderr io.Writer) (*Report, 
 			return nil, err
 		}
 	}
+	rep.judge(c.maxLost, c.maxLostPercent, c.grace)
 	return rep, nil
 }
 
 // newSubject returns what has been found of s before it was stopped for the
 // first time.
 func (c *config) newSubject(s subject) *Subject {
-	found := &Subject{Name: s.Name, Foreign: s.why != ""}
+	found := &Subject{Name: s.Name, Foreign: s.why != "", via: c.via != ""}
 	for _, l := range c.lanes {
 		found.Lanes = append(found.Lanes, newLane(l))
 	}
@@ -60,6 +60,17 @@ func (c *config) newSubject(s subject) *Subject {
 
 // stopTimes stops s n times more, and adds what that costs to found.
 func (c *config) stopTimes(ctx context.Context, n int, s subject, found *Subject, bar *progress, stderr io.Writer) error {
+	own := *c // the load may be lowered for this server
+	c = &own
+	if found.Clients > 0 {
+		c.clients, c.rate = found.Clients, found.Rate
+	}
+	if s.signal != 0 {
+		c.signal = s.signal
+	}
+	if found.Foreign {
+		c.window = 0 // it grants none
+	}
 	var verbose io.Writer
 	if c.verbose {
 		verbose = stderr
@@ -69,11 +80,6 @@ func (c *config) stopTimes(ctx context.Context, n int, s subject, found *Subject
 		return err
 	}
 	defer d.close()
-	if found.Foreign {
-		grantsNone := *c
-		grantsNone.window = 0
-		c = &grantsNone
-	}
 	for range n {
 		if err := d.ready(ctx); err != nil {
 			return err
@@ -88,9 +94,7 @@ func (c *config) stopTimes(ctx context.Context, n int, s subject, found *Subject
 			return err
 		}
 	}
-	for _, l := range found.Lanes {
-		l.finish()
-	}
+	found.finish()
 	return nil
 }
 
@@ -100,7 +104,11 @@ func (c *config) load(d deployment, l lane, found *Lane) (traffic.Load, error) {
 	addrs := d.addrs()
 	load := traffic.Load{
 		Addr: addrs.plain, Kind: l.kind, Clients: c.clientsOf(l), Rate: c.rate, Redial: redial,
-		Timeout: c.grace + 5*time.Second, Any: found.any, Window: c.window, Path: c.path, Method: c.method,
+		Timeout: c.grace + 5*time.Second, Any: found.any, Window: c.window, Method: c.method,
+	}
+	load.Path, _ = c.pathOf(l)
+	if found.kind.Name != "" {
+		load.Kind = found.kind
 	}
 	if !found.any {
 		load.Method = "POST"
@@ -124,111 +132,22 @@ func (c *config) load(d deployment, l lane, found *Lane) (traffic.Load, error) {
 	return load, nil
 }
 
-// probe finds out which kinds of traffic the server takes, with one request of
-// each, and skips the others.
-func (c *config) probe(ctx context.Context, s subject, d deployment, found *Subject) error {
-	served := false
-	for i, l := range c.lanes {
-		err := c.probeLane(ctx, s, d, l, found.Lanes[i])
-		if err != nil {
-			found.Lanes[i].Skipped = err.Error()
-		}
-		served = served || err == nil
-	}
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	if !served {
-		return usageError{fmt.Errorf("the server takes none of the kinds of traffic (%s: %s)", found.Lanes[0].Name, found.Lanes[0].Skipped)}
-	}
-	return nil
-}
+// steadyWithin is how long the load may take to get going: each of the clients
+// has been answered about once by then. For a server that does not carry it, it
+// is lowered.
+var steadyWithin = 5 * time.Second
 
-// probeLane returns why the server does not take l. Otherwise found says
-// whether its answers are those of traffic.Handler, so that they can be checked
-// to the last byte, and whether it wants TLS where l has none.
-func (c *config) probeLane(ctx context.Context, s subject, d deployment, l lane, found *Lane) error {
-	var first error
-	for _, found.tls = range []bool{false, true} {
-		for _, found.any = range []bool{false, true} {
-			load, err := c.load(d, l, found)
-			if err == nil {
-				err = try(ctx, load)
-			}
-			if err == nil {
-				return nil
-			}
-			if found.any == s.any && first == nil {
-				first = err
-			}
-			if !s.any {
-				break
-			}
-		}
-		if !s.any || l.tls || l.kind.HTTP2() {
-			break
-		}
-	}
-	return first
-}
-
-// try returns why load's one request was not answered.
-func try(ctx context.Context, load traffic.Load) error {
-	load.Clients, load.Limit, load.Rate, load.Redial, load.Timeout = 1, 1, 0, 0, 5*time.Second
-	if load.Kind.Name == traffic.Idle.Name {
-		load.Kind = traffic.KeepAlive
-	}
-	run, err := load.Start(ctx)
-	if err != nil {
-		return err
-	}
-	<-run.Done()
-	res := run.Stop()
-	if res.Answered > 0 {
-		return nil
-	}
-	for cause, text := range res.Errors {
-		if strings.HasPrefix(cause, "status ") {
-			return fmt.Errorf("not served (%s)", cause)
-		}
-		return fmt.Errorf("not served (%.80s)", text)
-	}
-	return errors.New("not served")
-}
+// lowestRate is the least load, of one client of each kind, in requests per
+// second.
+const lowestRate = 0.5
 
 // round puts the load on, stops a server in the middle of it, and counts.
 func (c *config) round(ctx context.Context, d deployment, found *Subject, bar *progress) error {
-	runs := make([]*traffic.Run, len(c.lanes))
-	defer func() {
-		for _, r := range runs {
-			if r != nil {
-				r.Stop()
-			}
-		}
-	}()
-	loadCtx, cut := context.WithCancel(ctx)
-	defer cut() // before the runs are stopped, should this end early
-	for i, l := range c.lanes {
-		if found.Lanes[i].Skipped != "" {
-			continue
-		}
-		load, err := c.load(d, l, found.Lanes[i])
-		if err != nil {
-			return err
-		}
-		if runs[i], err = load.Start(loadCtx); err != nil {
-			return err
-		}
+	f, err := c.flow(ctx, d, found, bar)
+	if err != nil {
+		return err
 	}
-	defer bar.follow(found, c.rounds, runs)()
-	for i, r := range runs {
-		if r == nil {
-			continue
-		}
-		if err := steady(r, c.clientsOf(c.lanes[i])); err != nil {
-			return fmt.Errorf("the load did not get going: %w", err)
-		}
-	}
+	defer f.end()
 	if err := sleep(ctx, c.warm); err != nil {
 		return err
 	}
@@ -240,7 +159,7 @@ func (c *config) round(ctx context.Context, d deployment, found *Subject, bar *p
 		return err
 	}
 	found.Stops = append(found.Stops, stop)
-	for i, r := range runs {
+	for i, r := range f.runs {
 		if r != nil {
 			res := r.Stop()
 			found.Lanes[i].add(res, stop, c.warm)
@@ -252,10 +171,112 @@ func (c *config) round(ctx context.Context, d deployment, found *Subject, bar *p
 	return nil
 }
 
-// steady waits until each of the clients has been answered about once, at most
-// readyWithin.
-func steady(r *traffic.Run, clients int) error {
-	timeout := time.AfterFunc(readyWithin, func() { r.Stop() })
+// A flow is the load of all lanes, in the middle of it.
+type flow struct {
+	runs []*traffic.Run // of the lanes; nil: skipped
+	over func()         // tells the progress bar
+	cut  context.CancelFunc
+}
+
+// end stops what still runs.
+func (f *flow) end() {
+	f.cut()
+	for _, r := range f.runs {
+		if r != nil {
+			r.Stop()
+		}
+	}
+	f.over()
+}
+
+// flow starts the load and waits until it is in full flow. For a server that
+// does not carry it, it lowers the load.
+func (c *config) flow(ctx context.Context, d deployment, found *Subject, bar *progress) (*flow, error) {
+	for {
+		within := steadyWithin
+		last := c.fixed || c.clients == 1 && c.rate > 0 && c.rate <= lowestRate
+		if last {
+			within = readyWithin
+		}
+		f, err := c.start(ctx, d, found)
+		if err != nil {
+			return nil, err
+		}
+		f.over = bar.follow(found, c.rounds, f.runs)
+		slow := f.steady(within)
+		if slow < 0 {
+			return f, nil
+		}
+		r, l := f.runs[slow], found.Lanes[slow]
+		_, answered, _, _ := r.Progress()
+		f.end()
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if err := d.died(); err != nil {
+			return nil, fmt.Errorf("under load %w", err)
+		}
+		said := fmt.Sprintf("at -clients %d and -rate %.3g the load did not get going: of %s %s answered within %v",
+			c.clients, c.rate, l.Name, count(answered, "request"), within)
+		if last {
+			return nil, fmt.Errorf("%s; try -traffic with fewer kinds, a lower -rate, or -path for a resource that is answered faster", said)
+		}
+		c.lower()
+		found.Clients, found.Rate = c.clients, c.rate
+		found.note("%s; it goes on at -clients %d and -rate %.3g", said, c.clients, c.rate)
+	}
+}
+
+// lower takes the load to a quarter.
+func (c *config) lower() {
+	if c.rate == 0 {
+		c.rate = 1000 // of that much, probably, each kind was far
+	}
+	c.clients, c.rate = max(1, c.clients/4), max(lowestRate, c.rate/4)
+}
+
+// start starts the load of every lane that is not skipped.
+func (c *config) start(ctx context.Context, d deployment, found *Subject) (f *flow, err error) {
+	f = &flow{runs: make([]*traffic.Run, len(c.lanes)), over: func() {}}
+	ctx, f.cut = context.WithCancel(ctx)
+	defer func() {
+		if err != nil {
+			f.end()
+		}
+	}()
+	for i, l := range c.lanes {
+		if found.Lanes[i].Skipped != "" {
+			continue
+		}
+		load, err := c.load(d, l, found.Lanes[i])
+		if err != nil {
+			return nil, err
+		}
+		if f.runs[i], err = load.Start(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return f, nil
+}
+
+// steady waits until each of the clients has been answered about once, and
+// returns -1; or the lane of which that did not come true in time, which ends
+// the load.
+func (f *flow) steady(within time.Duration) int {
+	timeout := time.AfterFunc(within, f.cut)
 	defer timeout.Stop()
-	return r.WaitSteady(clients)
+	last := -1
+	for i, r := range f.runs {
+		if r == nil {
+			continue
+		}
+		if r.WaitSteady(r.Clients()) != nil {
+			return i
+		}
+		last = i
+	}
+	if !timeout.Stop() {
+		return last
+	}
+	return -1
 }

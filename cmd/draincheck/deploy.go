@@ -27,6 +27,9 @@ type deployment interface {
 	// exited, and returns how that went.
 	roll(ctx context.Context) (Stop, error)
 
+	// died returns an error that says so if a server has exited by itself.
+	died() error
+
 	// said returns what the balancer, if there is one, wrote of a request.
 	said(id string) []string
 
@@ -99,6 +102,8 @@ func (d *direct) roll(ctx context.Context) (Stop, error) {
 	return old.stop(ctx, d.c.signal, d.c.grace)
 }
 
+func (d *direct) died() error { return d.now.died() }
+
 func (d *direct) said(string) []string { return nil }
 
 func (d *direct) close() {
@@ -157,7 +162,7 @@ func (e *external) roll(ctx context.Context) (Stop, error) {
 	defer close(done)
 	for deadline := s.Began.Add(e.c.grace); alive(e.c.pid); {
 		if time.Now().After(deadline) && !s.Killed {
-			s.Killed = true
+			s.Killed, s.KilledAfter = true, ms(time.Since(s.Began))
 			sendSignal(e.c.pid, syscall.SIGKILL)
 			deadline = deadline.Add(e.c.grace)
 		}
@@ -200,6 +205,8 @@ func (e *external) command(ctx context.Context) (Stop, error) {
 	}
 	return s, nil
 }
+
+func (e *external) died() error { return nil }
 
 func (e *external) said(string) []string { return nil }
 

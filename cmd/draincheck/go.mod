@@ -5,8 +5,9 @@ go 1.26
 require (
 	github.com/jedib0t/go-pretty/v6 v6.7.8
 	github.com/ory/graceful v0.1.3
+	github.com/santhosh-tekuri/jsonschema/v6 v6.0.2
 	github.com/schollz/progressbar/v3 v3.18.0
-	github.com/seed-121bbccf/graceful v0.0.0
+	github.com/seed-121bbccf/graceful v0.1.0
 	golang.org/x/sys v0.41.0
 	golang.org/x/term v0.40.0
 	gopkg.in/tylerb/graceful.v1 v1.2.15

@@ -16,6 +16,13 @@
 // losses do not count.
 package main
 
+// The way through the files: flags say what to check; deploy (process, balancer)
+// starts it; probe finds out which kinds of traffic (lanes) it takes; check puts
+// the load on and stops it; report keeps what happened; verdict and advice say
+// what that means; table, html, svg, junit and github show it. contenders are
+// the servers that this program is itself, and results has them compared, others
+// with them.
+
 import (
 	"context"
 	"errors"
@@ -24,6 +31,8 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
+	"strings"
 	"syscall"
 )
 
@@ -34,8 +43,8 @@ func main() {
 		stop() // the server under test has its own way with signals
 		os.Exit(serveMain(os.Args[2:]))
 	}
-	if len(os.Args) > 1 && os.Args[1] == resultsCommand {
-		os.Exit(resultsMain(ctx, os.Args[2:], os.Stderr))
+	if len(os.Args) > 1 && os.Args[1] == otherCommand {
+		os.Exit(otherMain(os.Args[2:]))
 	}
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
@@ -47,6 +56,9 @@ const (
 
 // run is the whole command; it returns the exit status.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	if args, ok := resultsArgs(args); ok {
+		return resultsMain(ctx, args, stderr)
+	}
 	c, err := parse(args, stderr)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
@@ -55,6 +67,16 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "draincheck:", err)
 		fmt.Fprintln(stderr, `Run "draincheck -h" for what there is.`)
 		return exitUsage
+	case c.version:
+		fmt.Fprintln(stdout, versionLine())
+		return 0
+	}
+	var before *Report
+	if c.compare != "" {
+		if before, err = loadReport(c.compare); err != nil {
+			fmt.Fprintln(stderr, "draincheck: -compare:", err)
+			return exitUsage
+		}
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, c.total, fmt.Errorf("the check took longer than %v (-timeout)", c.total))
 	defer cancel()
@@ -73,15 +95,39 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		}
 		return exitLost
 	}
-	rep.writeTable(stdout)
+	people := stdout
+	if c.json == "-" {
+		people = stderr // standard output is the JSON's
+	}
+	rep.writeTable(people)
+	if before != nil {
+		for _, line := range rep.since(before) {
+			fmt.Fprintln(people, line)
+		}
+	}
+	if c.github {
+		rep.writeAnnotations(people)
+	}
 	if err := c.writeFiles(rep, stdout); err != nil {
 		fmt.Fprintln(stderr, "draincheck:", err)
 		return exitLost
 	}
-	if rep.failed() {
+	if !rep.Verdict.Passed {
 		return exitLost
 	}
 	return 0
+}
+
+// resultsArgs reports whether args are those of draincheck results, whose name
+// may stand before its flags or behind them, and returns the flags.
+func resultsArgs(args []string) ([]string, bool) {
+	switch n := len(args); {
+	case n > 0 && args[0] == resultsCommand:
+		return args[1:], true
+	case n > 1 && args[n-1] == resultsCommand && strings.HasPrefix(args[0], "-") && !slices.Contains(args, "--"):
+		return args[:n-1], true
+	}
+	return nil, false
 }
 
 // A usageError is the caller's to mend, found while checking.

@@ -6,11 +6,11 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"encoding/xml"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strconv"
@@ -28,28 +28,59 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == serveCommand {
 		os.Exit(serveMain(os.Args[2:]))
 	}
+	if len(os.Args) > 1 && os.Args[1] == otherCommand {
+		os.Exit(otherMain(os.Args[2:]))
+	}
 	if mode := os.Getenv("DRAINCHECK_TEST_SERVER"); mode != "" {
 		os.Exit(testServer(mode))
 	}
+	os.Unsetenv("GITHUB_ACTIONS") // where the output has more
 	os.Exit(m.Run())
 }
 
 // testServer is somebody's server: it listens on PORT, with TLS perhaps, and
-// exits at once on a signal, or never.
+// exits at once on a signal, or never. One leaves a child behind in a session of
+// its own, one answers twenty requests per second.
 func testServer(mode string) int {
 	ln, err := net.Listen("tcp", "127.0.0.1:"+os.Getenv("PORT"))
 	if err != nil {
 		return 1
 	}
-	if mode == "stubborn" {
+	switch mode {
+	case "stubborn":
 		signal.Ignore(syscall.SIGTERM)
+	case "litter":
+		child := exec.Command("setsid", "sleep", "60")
+		if err := child.Start(); err != nil {
+			return 1
+		}
+	case "slow":
+		one := make(chan struct{}, 1)
+		http.Serve(ln, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			select {
+			case one <- struct{}{}:
+				time.Sleep(50 * time.Millisecond)
+				<-one
+			case <-r.Context().Done():
+			}
+		}))
 	}
 	if mode == "tls" {
 		ln = tls.NewListener(ln, traffic.ServerTLS())
 	}
+	events := &traffic.Handler{}
 	http.Serve(ln, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
-		io.WriteString(w, "hello")
+		switch {
+		case r.URL.Path == "/big":
+			w.Write(make([]byte, 2<<20))
+		case r.URL.Path == "/events":
+			events.ServeHTTP(w, r)
+		case r.URL.Path == "/only-get" && r.Method != "GET":
+			http.Error(w, "no", http.StatusMethodNotAllowed)
+		default:
+			io.WriteString(w, "hello")
+		}
 	}))
 	return 0
 }
@@ -75,6 +106,10 @@ func TestUsage(t *testing.T) {
 		{"-traffic keep-alive,foo", `"foo"`},
 		{"-via varnish", `"varnish"`},
 		{"-path x", "slash"},
+		{"-ws-path x", "-ws-path"},
+		{"-max-lost -1", "-max-lost"},
+		{"-max-lost-percent 101", "-max-lost-percent"},
+		{"-compare /no/such/file", "-compare"},
 		{"-url ftp://x -pid 1", `"ftp://x"`},
 		{"-url http://127.0.0.1:1", "-pid or -stop-command"},
 		{"-url http://127.0.0.1:1 -pid 1 -replace", "-replace"},
@@ -143,8 +178,8 @@ func TestDemo(t *testing.T) {
 			}
 		}
 	}
-	if !strings.Contains(out, fmt.Sprintf("%d lost  of ", ours)) {
-		t.Errorf("the table:\n%s", out)
+	if verdict := rep.Verdict.String(); !strings.HasPrefix(out, verdict) || !strings.HasSuffix(out, verdict+"\n") {
+		t.Errorf("the table has not the verdict %q at both ends:\n%s", verdict, out)
 	}
 }
 
@@ -163,8 +198,37 @@ func wellFormed(b []byte) error {
 func TestCommand(t *testing.T) {
 	t.Setenv("DRAINCHECK_TEST_SERVER", "hasty")
 	status, out, errs := draincheck(t.Context(), "-rounds", "2", "-clients", "4", "-warm", "50ms", "--", os.Args[0])
-	if status != exitLost || !strings.Contains(out, "not served") {
+	if status != exitLost || !strings.Contains(out, "not served") || !strings.Contains(out, "in 2 of 2 stops the signal itself ended the server") {
 		t.Errorf("status %d: %s\n%s", status, errs, out)
+	}
+}
+
+// A kind of traffic is not counted under its name where the server does not do
+// it, and the reason names the flag that mends that.
+func TestKindsOfOthers(t *testing.T) {
+	t.Setenv("DRAINCHECK_TEST_SERVER", "hasty")
+	run := func(args ...string) string {
+		args = append([]string{"-rounds", "1", "-clients", "2", "-warm", "0s", "-traffic", "keep-alive,upload,download,websocket,sse,grpc"}, args...)
+		_, out, errs := draincheck(t.Context(), append(args, "--", os.Args[0])...)
+		return out + errs
+	}
+	out := run("-path", "/only-get")
+	for _, want := range []string{
+		"skipped: upload: POST /only-get answers 405 (-upload-path)",
+		"skipped: download: the response to GET /only-get comes within ", "(-download-path names one",
+		"skipped: websocket: no WebSocket at /only-get (-ws-path)",
+		"skipped: sse: no event stream at /only-get (-sse-path)",
+		"skipped: grpc: no gRPC",
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+	out = run("-download-path", "/big", "-sse-path", "/events")
+	for _, want := range []string{"\n upload ", "\n download ", "\n sse "} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
 	}
 }
 
@@ -181,7 +245,36 @@ func TestOnlyTLS(t *testing.T) {
 func TestKilled(t *testing.T) {
 	t.Setenv("DRAINCHECK_TEST_SERVER", "stubborn")
 	_, out, errs := draincheck(t.Context(), "-rounds", "1", "-clients", "2", "-grace", "200ms", "-traffic", "keep-alive", "--", os.Args[0])
-	if !strings.Contains(out, "killed after -grace in 1") {
+	for _, want := range []string{"did not exit within 200ms of SIGTERM in 1 of 1 stop: killed", "killed after -grace in 1 of 1 stop"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s\n%s", want, errs, out)
+		}
+	}
+}
+
+// What a server leaves behind is named and killed, even if it has left the
+// process group.
+func TestLeftBehind(t *testing.T) {
+	if _, err := exec.LookPath("setsid"); err != nil || !canWatch {
+		t.Skip("needs Linux and setsid")
+	}
+	t.Setenv("DRAINCHECK_TEST_SERVER", "litter")
+	_, out, errs := draincheck(t.Context(), "-rounds", "1", "-clients", "2", "-traffic", "keep-alive", "--", os.Args[0])
+	if !strings.Contains(out, "processes named sleep outlived the server") {
+		t.Errorf("%s\n%s", errs, out)
+	}
+	if left := marked("DRAINCHECK_TEST_SERVER=litter"); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+// A server that does not carry the load is checked with less of it.
+func TestLowered(t *testing.T) {
+	t.Setenv("DRAINCHECK_TEST_SERVER", "slow")
+	defer func(d time.Duration) { steadyWithin = d }(steadyWithin)
+	steadyWithin = time.Second
+	_, out, errs := draincheck(t.Context(), "-rounds", "1", "-clients", "40", "-rate", "400", "-warm", "0s", "-traffic", "keep-alive", "--", os.Args[0])
+	if !strings.Contains(out, "it goes on at -clients 10 and -rate 100") || !strings.Contains(out, "in 1 stop") {
 		t.Errorf("%s\n%s", errs, out)
 	}
 }
@@ -207,7 +300,7 @@ func TestExternal(t *testing.T) {
 			how = "kill " + pid
 		}
 		_, out, errs := draincheck(t.Context(), "-url", "http://"+p.addr()+"/", by, how, "-rounds", "1", "-clients", "2", "-traffic", "keep-alive,think-100ms")
-		if !strings.Contains(out, "in 1 stops of http://") {
+		if !strings.Contains(out, "requests in 1 stop") || !strings.Contains(out, "http://") {
 			t.Errorf("%s: %s\n%s", by, errs, out)
 		}
 		p.kill()
@@ -256,5 +349,21 @@ func TestNoBalancer(t *testing.T) {
 		if status != exitUsage || !strings.Contains(err, "apt-get install "+name) {
 			t.Errorf("status %d, %q", status, err)
 		}
+	}
+}
+
+// The ports are not among those that the kernel gives to connections: one of
+// those was taken, while its server was down between two stops.
+func TestFreePorts(t *testing.T) {
+	ports, err := freePorts(20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[int]bool{}
+	for _, p := range ports {
+		if p >= firstEphemeral() || seen[p] {
+			t.Errorf("port %d of %v", p, ports)
+		}
+		seen[p] = true
 	}
 }

@@ -3,9 +3,11 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
+	mathrand "math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -27,10 +29,13 @@ type process struct {
 	cmd       *exec.Cmd
 	port, tls int
 	out       *tail
+	pipe      io.Closer     // where out comes from
+	read      chan struct{} // no values sent; closed when all output has been read
 	done      chan struct{} // no values sent; closed when it has exited
 	exited    time.Time     // set before done is closed
 	status    string        // set before done is closed
 	stdin     io.Closer     // held open; its end tells our own servers that we are gone
+	mark      string        // in the environment of all that it starts
 	listener  watch         // of the port, once it listens
 }
 
@@ -41,21 +46,34 @@ func startProcess(argv []string, port, tlsPort int, verbose io.Writer) (*process
 	for i, a := range argv {
 		args[i] = fill.Replace(a)
 	}
-	p := &process{cmd: exec.Command(args[0], args[1:]...), port: port, tls: tlsPort, out: &tail{also: verbose}, done: make(chan struct{})}
-	p.cmd.Env = append(os.Environ(), "PORT="+strconv.Itoa(port))
-	p.cmd.Stdout, p.cmd.Stderr = p.out, p.out
-	p.cmd.WaitDelay = time.Second // a grandchild may hold the pipe
+	p := &process{cmd: exec.Command(args[0], args[1:]...), port: port, tls: tlsPort, out: &tail{also: verbose}, read: make(chan struct{}), done: make(chan struct{})}
+	p.mark = "DRAINCHECK_SERVER=" + rand.Text()
+	p.cmd.Env = append(os.Environ(), "PORT="+strconv.Itoa(port), p.mark)
 	ownGroup(p.cmd)
 	stdin, err := p.cmd.StdinPipe()
 	if err != nil {
 		return nil, err
 	}
 	p.stdin = stdin
+	// A pipe of our own: exec's would put off the end of Wait for as long as a
+	// grandchild holds it.
+	out, in, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	p.cmd.Stdout, p.cmd.Stderr, p.pipe = in, in, out
 	started := make(chan error, 1)
 	go p.wait(started)
-	if err := <-started; err != nil {
+	err = <-started
+	in.Close()
+	if err != nil {
+		out.Close()
 		return nil, fmt.Errorf("starting the server: %w", err)
 	}
+	go func() {
+		defer close(p.read)
+		io.Copy(p.out, out)
+	}()
 	return p, nil
 }
 
@@ -73,8 +91,16 @@ func (p *process) wait(started chan<- error) {
 	if err != nil {
 		p.status = strings.TrimPrefix(err.Error(), "exit status ")
 	}
+	select {
+	case <-p.read:
+	case <-time.After(lastWords):
+	}
 	close(p.done)
 }
+
+// lastWords is how long a process's output may take to be read after its exit:
+// something that it has started may never close it.
+const lastWords = 200 * time.Millisecond
 
 // ready waits until p listens on its port. Where one can look at the process's
 // own sockets that is asked, so that a predecessor on the same port is not
@@ -125,7 +151,7 @@ func (p *process) stop(ctx context.Context, sig syscall.Signal, grace time.Durat
 	select {
 	case <-p.done:
 	case <-timer.C:
-		s.Killed = true
+		s.Killed, s.KilledAfter = true, ms(time.Since(s.Began))
 		p.kill()
 	case <-ctx.Done():
 		p.kill()
@@ -134,14 +160,52 @@ func (p *process) stop(ctx context.Context, sig syscall.Signal, grace time.Durat
 	s.Exit = ms(p.exited.Sub(s.Began))
 	s.Closed = min(ms((<-closed).Sub(s.Began)), s.Exit)
 	s.Status = p.status
+	if !s.Killed {
+		s.Left = p.left(ctx)
+	}
 	return s, nil
 }
 
-// kill ends p and all that it started, and waits for it.
+// died returns an error that says so if p has exited; p may be nil.
+func (p *process) died() error {
+	if p == nil {
+		return nil
+	}
+	select {
+	case <-p.done:
+		return fmt.Errorf("the server exited by itself (status %s)%s", p.status, p.out)
+	default:
+		return nil
+	}
+}
+
+// leaveWithin is how long what a server started may live on after its exit.
+const leaveWithin = 200 * time.Millisecond
+
+// left returns what p started and what outlives it, by name and number.
+func (p *process) left(ctx context.Context) []string {
+	for began := time.Now(); ; {
+		pids := marked(p.mark)
+		if len(pids) == 0 || time.Since(began) > leaveWithin || sleep(ctx, 10*time.Millisecond) != nil {
+			var names []string
+			for _, pid := range pids {
+				names = append(names, fmt.Sprintf("%s (%d)", processName(pid), pid))
+			}
+			return names
+		}
+	}
+}
+
+// kill ends p and all that it started, and waits for it. What has left p's
+// process group, by setsid, is found by p's mark.
 func (p *process) kill() {
 	killGroup(p.cmd)
+	for _, pid := range marked(p.mark) {
+		sendSignal(pid, syscall.SIGKILL)
+	}
 	<-p.done
 	p.stdin.Close()
+	p.pipe.Close()
 }
 
 // How much of a process's output is kept, and how much of it is shown when it
@@ -197,18 +261,41 @@ func (t *tail) lines(s string) []string {
 	return found
 }
 
-// freePorts returns n ports of 127.0.0.1 that nobody has.
+// freePorts returns n ports of 127.0.0.1 that nobody has. They are from below
+// those that the kernel gives to connections: a client's connection, of this
+// program or another, could take one while the server that it belongs to is
+// down between two stops.
 func freePorts(n int) ([]int, error) {
+	const lowest = 10_000
+	below := firstEphemeral()
 	var ports []int
-	for range n {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
+	for tries := 0; len(ports) < n; tries++ {
+		port := 0 // whichever, if there seem to be none
+		if tries < 100*n && below > lowest {
+			port = lowest + mathrand.IntN(below-lowest)
+		}
+		ln, err := net.Listen("tcp", loopback(port))
 		if err != nil {
+			if port != 0 {
+				continue
+			}
 			return nil, err
 		}
 		defer ln.Close() // together, or the same one would come twice
 		ports = append(ports, ln.Addr().(*net.TCPAddr).Port)
 	}
 	return ports, nil
+}
+
+// firstEphemeral returns the lowest port that the kernel gives to connections.
+func firstEphemeral() int {
+	b, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	if f := strings.Fields(string(b)); err == nil && len(f) == 2 {
+		if n, err := strconv.Atoi(f[0]); err == nil {
+			return n
+		}
+	}
+	return 32_768 // Linux's; of others it is higher
 }
 
 // ms returns d in milliseconds, as the report has it.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"math"
 	"runtime"
 	"slices"
 	"strings"
@@ -13,9 +14,16 @@ import (
 	"github.com/seed-121bbccf/graceful/internal/traffic"
 )
 
+// schemaVersion is that of docs/draincheck.schema.json. It changes when a field
+// goes, or comes to mean something else.
+const schemaVersion = 1
+
 // A Report is everything that a check found; -json writes it as it is. Times
 // are in milliseconds.
 type Report struct {
+	Schema  int       `json:"schema_version"`
+	Version string    `json:"draincheck_version"`
+	Verdict Verdict   `json:"verdict"`
 	Command string    `json:"command"`
 	When    time.Time `json:"when"`
 	System  string    `json:"system"`
@@ -40,14 +48,28 @@ type Build struct {
 // A Subject is one server, and what its stops cost.
 type Subject struct {
 	Name    string  `json:"name"`
-	Foreign bool    `json:"-"` // a loss of it does not fail the check
+	Foreign bool    `json:"compared_with"` // a loss of it does not fail the check
 	Stops   []Stop  `json:"stops"`
+	Closed  Spread  `json:"listener_closed_ms"` // of the stops
+	Exit    Spread  `json:"exit_ms"`            // of the stops
 	Lanes   []*Lane `json:"kinds"`
 
-	// Losses are the first of those that must not be.
+	// Losses are the first of each kind and cause, of a subject that must not
+	// lose any.
 	Losses []Loss `json:"losses,omitempty"`
 
+	// Advice says what the causes mean, and what to do.
+	Advice []Advice `json:"advice,omitempty"`
+
+	// Notes are what else there is to know of the check.
+	Notes []string `json:"notes,omitempty"`
+
+	// Clients and Rate are the load, where it had to be lowered.
+	Clients int     `json:"clients_per_kind,omitempty"`
+	Rate    float64 `json:"rate_per_kind,omitempty"`
+
 	probed bool // it is known which kinds it takes
+	via    bool // it is behind a balancer
 }
 
 // A Stop is one stop of a server.
@@ -58,6 +80,38 @@ type Stop struct {
 	Exit   float64   `json:"exit_ms"`            // after the signal
 	Status string    `json:"exit_status"`
 	Killed bool      `json:"killed"` // it had to be, after -grace
+
+	KilledAfter float64  `json:"killed_after_ms,omitempty"` // after the signal
+	Left        []string `json:"left_behind,omitempty"`     // processes that outlived it
+}
+
+// causeKilled is the cause of what was lost when the server was killed after
+// -grace.
+const causeKilled = "killed"
+
+// cause returns the cause of a loss, in a load that began so long before the
+// signal.
+func (s Stop) cause(m traffic.Sample, signal time.Duration) string {
+	if s.Killed && ms(m.End-signal) >= s.KilledAfter {
+		return causeKilled
+	}
+	return m.Cause
+}
+
+// A Spread is what a time was in several stops.
+type Spread struct {
+	Median float64 `json:"median"`
+	Min    float64 `json:"min"`
+	Max    float64 `json:"max"`
+}
+
+// String returns "1,059 ms (145 to 1,092)".
+func (s Spread) String() string {
+	out := thousands(int(math.Round(s.Median))) + " ms"
+	if math.Round(s.Min) != math.Round(s.Max) {
+		out += fmt.Sprintf(" (%s to %s)", thousands(int(math.Round(s.Min))), thousands(int(math.Round(s.Max))))
+	}
+	return out
 }
 
 // A Loss is a lost request, by a server that must not lose any.
@@ -71,16 +125,26 @@ type Loss struct {
 	Balancer []string `json:"balancer,omitempty"` // what it wrote of the request
 }
 
-const maxLosses = 50
+// sameLosses is how many losses of the same kind and cause are told.
+const sameLosses = 3
 
 // noteLosses takes up what res, of s's last stop, says was lost of the kind.
 func (s *Subject) noteLosses(res *traffic.Result, kind string, d deployment) {
-	signal := s.Stops[len(s.Stops)-1].Began.Sub(res.Began)
+	stop := s.Stops[len(s.Stops)-1]
+	signal := stop.Began.Sub(res.Began)
+	same := map[string]int{}
+	for _, l := range s.Losses {
+		if l.Kind == kind {
+			same[l.Cause]++
+		}
+	}
 	for _, m := range res.Samples {
-		if m.Outcome == traffic.Lost && len(s.Losses) < maxLosses {
+		cause := stop.cause(m, signal)
+		if m.Outcome == traffic.Lost && same[cause] < sameLosses {
+			same[cause]++
 			s.Losses = append(s.Losses, Loss{
 				Stop: len(s.Stops), Kind: kind, Began: ms(m.Start - signal), Lost: ms(m.End - signal),
-				Cause: m.Cause, ID: m.ID, Balancer: d.said(m.ID),
+				Cause: cause, ID: m.ID, Balancer: d.said(m.ID),
 			})
 		}
 	}
@@ -100,12 +164,14 @@ type Lane struct {
 	Name    string `json:"name"`
 	About   string `json:"about"`
 	Skipped string `json:"skipped,omitempty"` // why there was none of it
+	Status  int    `json:"status,omitempty"`  // with which the server answers
 
 	Sent     int               `json:"sent"`
 	Answered int               `json:"answered"`
 	Refused  map[string]int    `json:"refused"`
 	Lost     map[string]int    `json:"lost"`
 	Early    int               `json:"lost_before_the_stop"` // of the lost: the stop's doing they are not
+	Resent   int               `json:"waited_for_backlog"`   // connections that waited for a second, because the accept queue was full
 	Doubled  int               `json:"doubled"`
 	Errors   map[string]string `json:"errors,omitempty"` // the first of each cause
 
@@ -118,6 +184,7 @@ type Lane struct {
 
 	any            bool                    // answers are not traffic.Handler's
 	tls            bool                    // over TLS, because the server wants it
+	kind           traffic.Kind            // instead of the lane's; the zero Kind: the lane's
 	before, during *hdrhistogram.Histogram // how long answers took, in microseconds
 }
 
@@ -156,6 +223,7 @@ const (
 
 func (c *config) newReport(args []string) *Report {
 	return &Report{
+		Schema: schemaVersion, Version: version(),
 		Command: strings.Join(args, " "), When: time.Now().UTC().Truncate(time.Second),
 		System: runtime.GOOS + "/" + runtime.GOARCH + ", " + runtime.Version(),
 		Rounds: c.rounds, Clients: c.clients, Rate: c.rate, Replace: c.replace, Via: c.via, Demo: c.demo,
@@ -171,20 +239,21 @@ func (l *Lane) add(res *traffic.Result, s Stop, warm time.Duration) {
 	for cause, n := range res.Refused {
 		l.Refused[cause] += n
 	}
-	for cause, n := range res.Lost {
-		l.Lost[cause] += n
-	}
+	l.Resent += res.Resent
 	for cause, text := range res.Errors {
 		if _, ok := l.Errors[cause]; !ok {
 			l.Errors[cause] = text
 		}
 	}
 	signal := s.Began.Sub(res.Began)
-	bins := map[int]*Bin{}
-	for i := range l.Timeline {
-		bins[l.Timeline[i].MS] = &l.Timeline[i]
+	bins := map[int]Bin{}
+	for _, b := range l.Timeline {
+		bins[b.MS] = b
 	}
 	for _, m := range res.Samples {
+		if m.Outcome == traffic.Lost {
+			l.Lost[s.cause(m, signal)]++
+		}
 		if m.Outcome == traffic.Answered {
 			switch {
 			case m.End >= signal:
@@ -202,10 +271,7 @@ func (l *Lane) add(res *traffic.Result, s Stop, warm time.Duration) {
 			continue
 		}
 		b := bins[at]
-		if b == nil {
-			b = &Bin{MS: at}
-			bins[at] = b
-		}
+		b.MS = at
 		switch m.Outcome {
 		case traffic.Answered:
 			b.Answered++
@@ -214,11 +280,36 @@ func (l *Lane) add(res *traffic.Result, s Stop, warm time.Duration) {
 		case traffic.Lost:
 			b.Lost++
 		}
+		bins[at] = b
 	}
-	l.Timeline = nil
+	l.Timeline = sortedBins(bins)
+}
+
+// sortedBins returns bins by their beginnings.
+func sortedBins(bins map[int]Bin) (sorted []Bin) {
 	for _, at := range slices.Sorted(maps.Keys(bins)) {
-		l.Timeline = append(l.Timeline, *bins[at])
+		sorted = append(sorted, bins[at])
 	}
+	return sorted
+}
+
+// finish works out what needs all rounds so far.
+func (s *Subject) finish() {
+	for _, l := range s.Lanes {
+		l.finish()
+	}
+	s.spreads()
+	s.Advice = s.advise()
+}
+
+func (s *Subject) spreads() {
+	s.Closed = s.spread(func(st Stop) float64 { return st.Closed })
+	s.Exit = s.spread(func(st Stop) float64 { return st.Exit })
+}
+
+// note adds a sentence to what there is to know of s.
+func (s *Subject) note(format string, args ...any) {
+	s.Notes = append(s.Notes, fmt.Sprintf(format, args...))
 }
 
 // finish works out what needs all rounds so far.
@@ -245,6 +336,13 @@ func (s *Subject) sent() (n int) {
 func (s *Subject) lost() (n int) {
 	for _, l := range s.Lanes {
 		n += l.lost()
+	}
+	return n
+}
+
+func (s *Subject) lostByKill() (n int) {
+	for _, l := range s.Lanes {
+		n += l.Lost[causeKilled]
 	}
 	return n
 }
@@ -276,23 +374,39 @@ func (s *Subject) skipped() []string {
 	return whys
 }
 
-// median returns the median over the stops of what get returns of each.
-func (s *Subject) median(get func(Stop) float64) float64 {
+// spread returns the spread over the stops of what get returns of each.
+func (s *Subject) spread(get func(Stop) float64) Spread {
 	var all []float64
 	for _, st := range s.Stops {
 		all = append(all, get(st))
 	}
 	if len(all) == 0 {
-		return 0
+		return Spread{}
 	}
 	slices.Sort(all)
-	return all[len(all)/2]
+	median := (all[len(all)/2] + all[(len(all)-1)/2]) / 2
+	return Spread{Median: median, Min: all[0], Max: all[len(all)-1]}
 }
 
-// failed reports whether a request was lost by a subject that must not lose
-// any.
-func (r *Report) failed() bool {
-	return slices.ContainsFunc(r.Subjects, func(s *Subject) bool { return !s.Foreign && s.lost() > 0 })
+// unheeded returns in how many of the stops the signal ended s, because it has no
+// handler for it: a shell says 128 and the signal's number.
+func (s *Subject) unheeded() (n int) {
+	for _, st := range s.Stops {
+		if !st.Killed && st.Signal != "SIGKILL" && (strings.HasPrefix(st.Status, "signal: ") || st.Status == "143" && st.Signal == "SIGTERM") {
+			n++
+		}
+	}
+	return n
+}
+
+// killed returns in how many of the stops s had to be killed.
+func (s *Subject) killed() (n int) {
+	for _, st := range s.Stops {
+		if st.Killed {
+			n++
+		}
+	}
+	return n
 }
 
 func sum(m map[string]int) (n int) {

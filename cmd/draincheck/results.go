@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,7 +23,7 @@ const resultsCommand = "results"
 // passStops is how often each server is stopped in a mode before it is the next
 // mode's turn: what is written grows everywhere at the same time, and a run that
 // is cut off has all of it.
-const passStops = 10
+const passStops = 5
 
 // resultsMain makes docs/results.md, and results/ beside it with a picture and
 // the numbers of each mode. It takes hours: what was found so far is kept, and
@@ -32,14 +33,14 @@ func resultsMain(ctx context.Context, args []string, stderr io.Writer) int {
 	fs.SetOutput(stderr)
 	dir := fs.String("o", "docs", "the `directory` for results.md and its pictures")
 	only := fs.String("modes", "", "the `modes` to run, separated by commas; empty: all")
-	textOnly := fs.Bool("text", false, "only make results.md again, of the numbers that are there")
+	textOnly := fs.Bool("text", false, "only make results.md and the pictures again, of the numbers that are there")
 	fresh := fs.Bool("fresh", false, "begin again, instead of going on from the numbers that are there")
-	c := &config{demo: true, path: "/", health: "/ready", signal: syscall.SIGTERM, grace: 15 * time.Second}
-	fs.IntVar(&c.rounds, "rounds", 50, "how many times each server is stopped in each mode, at the least")
-	fs.IntVar(&c.requests, "requests", 100_000, "how many requests of each kind each server gets in each mode, at the least")
-	fs.IntVar(&c.clients, "clients", 64, "how many clients each kind of traffic has")
-	fs.Float64Var(&c.rate, "rate", 400, "how many requests per second each kind of traffic may begin; behind a balancer half as many")
-	fs.DurationVar(&c.warm, "warm", 1500*time.Millisecond, "how long the load lasts before each stop")
+	c := &config{demo: true, fixed: true, path: "/", health: "/ready", method: "GET", signal: syscall.SIGTERM, grace: 15 * time.Second}
+	fs.IntVar(&c.rounds, "rounds", 20, "how many times each server is stopped in each mode, at the least")
+	fs.IntVar(&c.requests, "requests", 30_000, "how many requests of each kind each server gets in each mode, at the least;\nbehind a balancer half as many")
+	fs.IntVar(&c.clients, "clients", 32, "how many clients each kind of traffic has")
+	fs.Float64Var(&c.rate, "rate", 250, "how many requests per second each kind of traffic may begin; behind a balancer half as many")
+	fs.DurationVar(&c.warm, "warm", 0, "how long the load lasts before each stop (default as long as -requests need at -rate)")
 	fs.DurationVar(&c.total, "timeout", 6*time.Hour, "how long all of it may take")
 	if err := fs.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -49,24 +50,23 @@ func resultsMain(ctx context.Context, args []string, stderr io.Writer) int {
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.total)
 	defer cancel()
-	c.lanes = slices.Clone(lanes)
+	c.lanes = slices.DeleteFunc(slices.Clone(lanes), func(l lane) bool { return l.foreign })
 	if err := c.bounds(); err != nil {
 		fmt.Fprintln(stderr, "draincheck:", err)
 		return exitUsage
 	}
-	wanted, err := modesByName(*only)
+	wanted, err := modesByName(*only, *textOnly)
 	if err != nil {
 		fmt.Fprintln(stderr, "draincheck:", err)
 		return exitUsage
 	}
-	if *textOnly {
-		wanted = nil
-	}
 	collectLess()
-	err = c.contests(ctx, wanted, *dir, *fresh, stderr)
-	if err == nil {
-		err = writeResults(*dir)
+	if *textOnly {
+		err = drawAgain(wanted, *dir)
+	} else {
+		err = c.contests(ctx, wanted, *dir, *fresh, stderr)
 	}
+	err = errors.Join(err, writeResults(*dir))
 	if err != nil {
 		fmt.Fprintln(stderr, "draincheck:", err)
 		return exitLost
@@ -74,34 +74,79 @@ func resultsMain(ctx context.Context, args []string, stderr io.Writer) int {
 	return 0
 }
 
-// A contest is a mode in which the contenders are being compared.
+// A contest is a mode in which servers are being compared.
 type contest struct {
-	mode mode
-	c    *config
-	rep  *Report
-	dir  string
+	mode    mode
+	c       *config
+	rep     *Report
+	dir     string
+	files   string   // of the others; "": none
+	backend *process // behind the others; nil: none
+}
+
+// compete makes the servers of the mode k's subjects.
+func (k *contest) compete() error {
+	if !k.mode.others {
+		var names []string
+		for _, one := range contenders {
+			if k.mode.known == "" || one.name == "net-http" || one.name == "graceful" {
+				names = append(names, one.name)
+			}
+		}
+		return k.c.contest(names...)
+	}
+	ports, err := freePorts(1)
+	if err != nil {
+		return err
+	}
+	if k.files, err = os.MkdirTemp("", "draincheck-"); err != nil {
+		return err
+	}
+	if k.backend, err = startBackend(ports[0]); err != nil {
+		return err
+	}
+	return k.c.compete(k.backend.addr(), k.files)
+}
+
+// end ends what k has started besides its subjects.
+func (k *contest) end() {
+	if k.backend != nil {
+		k.backend.kill()
+	}
+	if k.files != "" {
+		os.RemoveAll(k.files)
+	}
+}
+
+// longEnough returns how long the load has to last before each stop, so that the
+// stops that are wanted make the requests that are wanted.
+func (c *config) longEnough() time.Duration {
+	const least = 1500 * time.Millisecond
+	if c.rate == 0 || c.requests == 0 {
+		return least
+	}
+	perStop := float64(c.requests) / float64(c.rounds) / c.rate
+	return max(least, time.Duration(perStop*1.05*float64(time.Second)))
 }
 
 // newContest goes on where the last run of m stopped, unless it is to be fresh.
 func (c *config) newContest(m mode, dir string, fresh bool) (*contest, error) {
 	one := *c
 	one.via, one.replace, one.subjects = m.via, m.replace, nil
-	var names []string
-	for _, k := range contenders {
-		if m.known == "" || k.name == "net-http" || k.name == "graceful" {
-			names = append(names, k.name)
-		}
-	}
 	switch {
 	case m.known != "":
 		one.trial()
-	case m.via != "":
-		one.rate /= 2 // the balancer takes its share of the machine
+	case m.via != "" || m.others:
+		one.rate, one.requests = one.rate/2, one.requests/2 // the proxy takes its share of the machine
 	}
-	if err := one.contest(names...); err != nil {
+	if one.warm == 0 {
+		one.warm = one.longEnough()
+	}
+	k := &contest{mode: m, c: &one, dir: dir}
+	if err := k.compete(); err != nil {
 		return nil, err
 	}
-	k := &contest{m, &one, one.newReport(append([]string{"draincheck"}, os.Args[1:]...)), dir}
+	k.rep = one.newReport(append([]string{"draincheck"}, os.Args[1:]...))
 	if !fresh {
 		old, err := loadState(k.file())
 		if err != nil {
@@ -119,9 +164,10 @@ func (c *config) newContest(m mode, dir string, fresh bool) (*contest, error) {
 		}
 		before := k.rep.Subjects[i]
 		if before.Name != now.Name || !slices.EqualFunc(before.Lanes, now.Lanes, func(a, b *Lane) bool { return a.Name == b.Name }) {
+			k.end()
 			return nil, fmt.Errorf("%s has numbers of other servers or kinds of traffic, to which none can be added: -fresh begins again", k.file())
 		}
-		before.Foreign = now.Foreign
+		before.Foreign, before.via = now.Foreign, now.via
 	}
 	return k, nil
 }
@@ -173,25 +219,39 @@ func (c *config) trial() {
 // writes after each pass what has been found.
 func (c *config) contests(ctx context.Context, wanted []mode, dir string, fresh bool, stderr io.Writer) error {
 	var all []*contest
+	defer func() {
+		for _, k := range all {
+			k.end()
+		}
+	}()
+	var failed error
 	for _, m := range wanted {
 		k, err := c.newContest(m, dir, fresh)
 		if err != nil {
-			return err
+			failed = errors.Join(failed, fmt.Errorf("%s: %w", m.name, err))
+			continue
 		}
 		all = append(all, k)
 	}
-	for more := true; more; {
-		more = false
-		for _, k := range all {
-			if !k.complete() {
-				more = true
-				if err := k.pass(ctx, stderr); err != nil {
-					return fmt.Errorf("%s: %w", k.mode.name, err)
-				}
+	for ctx.Err() == nil {
+		more := slices.DeleteFunc(slices.Clone(all), (*contest).complete)
+		if len(more) == 0 {
+			break
+		}
+		for _, k := range more {
+			if err := k.pass(ctx, stderr); err != nil {
+				// The other modes go on; what this one has is kept.
+				failed = errors.Join(failed, fmt.Errorf("%s: %w", k.mode.name, err))
+				fmt.Fprintln(stderr, "draincheck:", k.mode.name, "goes no further:", err)
+				k.end()
+				all = slices.DeleteFunc(all, func(one *contest) bool { return one == k })
+			}
+			if ctx.Err() != nil {
+				break
 			}
 		}
 	}
-	return nil
+	return errors.Join(failed, context.Cause(ctx))
 }
 
 // complete reports whether every contender was stopped as often as is wanted,
@@ -199,29 +259,65 @@ func (c *config) contests(ctx context.Context, wanted []mode, dir string, fresh 
 func (k *contest) complete() bool {
 	return !slices.ContainsFunc(k.rep.Subjects, func(s *Subject) bool {
 		return len(s.Stops) < k.c.rounds || slices.ContainsFunc(s.Lanes, func(l *Lane) bool {
-			return l.Skipped == "" && l.Sent < k.c.requests
+			return l.Skipped == "" && l.Sent < k.c.requestsOf(laneNamed(l.Name))
 		})
 	})
 }
 
-// pass stops each contender passStops times more.
+// pass stops each contender passStops times more, or as often as is left.
 func (k *contest) pass(ctx context.Context, stderr io.Writer) error {
-	bar := newProgress(stderr, passStops*len(k.c.subjects), false)
+	stops := passStops
+	if left := k.c.rounds - len(k.rep.Subjects[0].Stops); left > 0 {
+		stops = min(stops, left)
+	}
+	bar := newProgress(stderr, stops*len(k.c.subjects), false)
 	defer bar.end()
-	for i, s := range k.c.subjects {
-		if err := k.c.stopTimes(ctx, passStops, s, k.rep.Subjects[i], bar, stderr); err != nil {
+	if k.backend != nil {
+		if err := k.backend.ready(ctx, true); err != nil {
 			return err
 		}
 	}
+	for i, s := range k.c.subjects {
+		if err := k.c.stopTimes(ctx, stops, s, k.rep.Subjects[i], bar, stderr); err != nil {
+			return err
+		}
+	}
+	k.rep.judge(0, 0, k.c.grace)
 	if err := k.rep.save(k.file()); err != nil {
 		return err
 	}
-	fmt.Fprintf(stderr, "%s, %d stops: %s\n", k.mode.name, len(k.rep.Subjects[0].Stops), k.rep.headline())
+	fmt.Fprintf(stderr, "%s %s: %v\n", time.Now().Format(time.TimeOnly), k.mode.name, k.rep.Verdict.Sentence)
 	return writeResults(k.dir)
 }
 
+// drawAgain makes the pictures and the numbers for people again, of the modes
+// whose state is there.
+func drawAgain(wanted []mode, dir string) error {
+	for _, m := range wanted {
+		name := filepath.Join(dir, "results", m.name)
+		rep, err := loadState(name)
+		if err != nil {
+			return err
+		}
+		if rep == nil {
+			continue
+		}
+		for _, s := range rep.Subjects {
+			s.Foreign, s.via = s.Name != ours, m.via != ""
+			s.finish()
+		}
+		rep.Schema = schemaVersion
+		rep.judge(0, 0, 0)
+		if err := rep.save(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // save writes the picture, the state from which another run goes on, and the
-// numbers for people, without the timeline that the picture is made of.
+// numbers for people: without the timeline that the picture is made of, and in
+// whole milliseconds, for each digit more is a byte that everybody downloads.
 func (r *Report) save(name string) error {
 	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 		return err
@@ -236,7 +332,11 @@ func (r *Report) save(name string) error {
 	short.Subjects = nil
 	for _, s := range r.Subjects {
 		subject := *s
-		subject.Lanes = nil
+		subject.Lanes, subject.Stops = nil, nil
+		for _, st := range s.Stops {
+			st.Began, st.Closed, st.Exit = time.Time{}, math.Round(st.Closed), math.Round(st.Exit)
+			subject.Stops = append(subject.Stops, st)
+		}
 		for _, l := range s.Lanes {
 			lane := *l
 			lane.Timeline = nil

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"io"
+	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -19,7 +21,7 @@ func TestResultsText(t *testing.T) {
 		Command: "draincheck results -rounds 3", When: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Rounds: 3, Clients: 7, Rate: 100,
 		Subjects: []*Subject{
 			{Name: "theirs", Stops: []Stop{{Signal: "SIGTERM", Exit: 1234}, {Exit: 1234}, {Exit: 5000}}, Lanes: []*Lane{
-				{Name: "keep-alive", Sent: 12345, Answered: 12340, Lost: map[string]int{"EOF": 4, "reset": 1}},
+				{Name: "keep-alive", Sent: 12345, Answered: 12340, Early: 2, Lost: map[string]int{"EOF": 4, "reset": 1}},
 				{Name: "tls", Skipped: "why not"}, {Name: "http2"}, {Name: "idle"},
 			}},
 			{Name: ours, Stops: []Stop{{Signal: "SIGTERM", Exit: 5}}, Lanes: []*Lane{
@@ -38,10 +40,11 @@ func TestResultsText(t *testing.T) {
 	rep.built("")
 	rep.built("abc1")
 	rep.built("abc2") // no stop between them
-	nginx, trial := modes[4], modes[6]
-	if nginx.inherent == "" || trial.known == "" {
-		t.Fatal("the modes are not what this test thinks")
+	some, err := modesByName("nginx,trial-haproxy", true)
+	if err != nil {
+		t.Fatal(err)
 	}
+	nginx, trial := some[0], some[1]
 	for _, m := range []mode{modes[0], nginx, trial} {
 		if err := rep.save(filepath.Join(dir, "results", m.name)); err != nil {
 			t.Fatal(err)
@@ -55,8 +58,8 @@ func TestResultsText(t *testing.T) {
 	for _, want := range []string{
 		"## " + modes[0].title, "## " + nginx.title, "](results/direct.svg)",
 		"| traffic | theirs | this library |", "| **1**/7\u00a0‡ |", "\n‡ inherent:", "| **2**/8\u00a0† |", "\n† inherent: nginx",
-		"| " + trial.title + " | " + trial.known + " | 5/12,345 | 3/25 |", "| keep-alive | **5**/12,345 | 0/10 |", "| exit after, median | 1,234 ms | 5 ms |",
-		"theirs lost by cause: 4 EOF, 1 reset", "3 stops of each, 7 clients", "2026-01-02", "`go run ./cmd/draincheck results -rounds 3`",
+		"| " + trial.title + " | " + trial.known + " | 5/12,345 | 3/25 |", "| keep-alive | **5**/12,345 | 0/10 |", "| exit after: median, range | 1,234 ms (1,234 to 5,000) | 5 ms |",
+		"theirs lost by cause: 4 EOF, 1 reset", "theirs lost 2 before any stop", "3 stops of each, 7 clients", "2026-01-02", "`go run ./cmd/draincheck results -rounds 3`",
 		"`\nThis library at an unknown commit, from stop 4 on at `abc2`.\n",
 		"- this library, stop 2, idle: begun -3.0 ms and lost 4.6 ms after the signal (EOF); the balancer: SD 502\n",
 		"- this library, 2 of which only the kind and the cause are known\n",
@@ -140,10 +143,52 @@ func TestNoteLosses(t *testing.T) {
 	if diff := cmp.Diff(want, s.Losses); diff != "" {
 		t.Error(diff)
 	}
-	for range maxLosses {
+	for range 10 {
 		s.noteLosses(res, "tls", b)
+		s.noteLosses(res, "upload", b)
 	}
-	if len(s.Losses) != maxLosses {
-		t.Errorf("%d are kept", len(s.Losses))
+	if len(s.Losses) != 2*sameLosses || len(s.firstLosses()) != 2 {
+		t.Errorf("%d are kept, and %d told", len(s.Losses), len(s.firstLosses()))
+	}
+}
+
+// A mode that fails does not end the others; and well-known servers, those that
+// are installed, are among them.
+func TestResultsOfOthers(t *testing.T) {
+	if _, err := lookBalancer("nginx"); err != nil {
+		t.Skip(err)
+	}
+	dir := t.TempDir()
+	c := &config{fixed: true, path: "/", health: "/ready", method: "GET", signal: syscall.SIGTERM, grace: 5 * time.Second, rounds: 1, clients: 2, rate: 100, warm: 50 * time.Millisecond}
+	c.lanes, _ = lanesByName("keep-alive,download,tls,http2,websocket")
+	bad := mode{name: "bad"}
+	if err := os.MkdirAll(filepath.Join(dir, "results"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "results", bad.name+stateEnding), []byte("not gzip"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	some, err := modesByName("others", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.contests(t.Context(), append([]mode{bad}, some...), dir, false, io.Discard); err == nil || !strings.HasPrefix(err.Error(), "bad: ") || strings.Contains(err.Error(), "others") {
+		t.Errorf("%v; want the error of the mode bad, and no other", err)
+	}
+	rep, err := some[0].load(dir)
+	if err != nil || rep == nil {
+		t.Fatal("no numbers of the other mode:", err)
+	}
+	for _, s := range rep.Subjects {
+		for _, l := range s.Lanes {
+			// Those that answer by themselves do not take all.
+			app := strings.HasPrefix(s.Name, "node") || strings.HasPrefix(s.Name, "Caddy")
+			if l.Skipped != "" && (!app || l.Name == "keep-alive") || l.Skipped == "" && l.Answered == 0 {
+				t.Errorf("%s, %s: %+v", s.Name, l.Name, l)
+			}
+		}
+		if len(s.Stops) != 1 || s.Stops[0].Killed || s.Stops[0].Exit <= 0 {
+			t.Errorf("%s: %+v", s.Name, s.Stops)
+		}
 	}
 }

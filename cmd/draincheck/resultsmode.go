@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 )
@@ -18,6 +19,9 @@ type mode struct {
 	replace  bool
 	note     string
 	inherent string // why this library's losses are; "" if they are not
+
+	others  bool // the servers are those of others
+	release bool // the servers are built with the Go release before the newest
 
 	known string // what net/http lost when it was tried before: the mode is that trial
 }
@@ -37,20 +41,47 @@ var modes = []mode{
 	{name: "nginx-replace", title: "Through nginx, the successor overlaps", via: "nginx", replace: true,
 		note: `The only way to roll servers behind nginx without a loss.`},
 
+	{name: "direct-go1.26", title: "Clients speak to the server, nobody takes its place (Go 1.26)", release: true,
+		note: `The first mode once more, on the release before: net/http's HTTP/2 is another one there.`},
+	{name: "direct-replace-go1.26", title: "Clients speak to the server, its successor already listens (Go 1.26)", release: true, replace: true,
+		note: `The second mode once more, on the release before.`},
+
+	{name: "others", title: "What well-known servers lose in their own graceful stop", others: true,
+		note: `Clients speak to the server, nobody takes its place. nginx and HAProxy stand in front of a server that is not stopped; Caddy and node answer by themselves, and their answers are only checked for being complete. Each has 2 s for what is in progress. A dash is a kind of traffic that the server, set up like this, does not take.`},
+
 	{name: "trial-haproxy", title: "HAProxy, one down in between", via: "haproxy", known: "3,376/48,527"},
 	{name: "trial-haproxy-replace", title: "HAProxy, the successor overlaps", via: "haproxy", replace: true, known: "13/39,769"},
 	{name: "trial-nginx-replace", title: "nginx, the successor overlaps", via: "nginx", replace: true, known: "14/39,680"},
 }
 
-func modesByName(names string) ([]mode, error) {
-	if names == "" {
-		return modes, nil
-	}
+// oldRelease is the Go release before the newest, of which some modes are.
+const oldRelease = "go1.26"
+
+// modesByName returns the modes of those names; of none, all that are for the Go
+// release that this program is built with, or all if only their numbers are
+// wanted.
+func modesByName(names string, numbers bool) ([]mode, error) {
+	old := strings.HasPrefix(runtime.Version(), oldRelease)
 	var out []mode
+	if names == "" {
+		for _, m := range modes {
+			if numbers || m.release == old {
+				out = append(out, m)
+			}
+		}
+		return out, nil
+	}
 	for name := range strings.SplitSeq(names, ",") {
 		i := slices.IndexFunc(modes, func(m mode) bool { return m.name == name })
 		if i < 0 {
-			return nil, fmt.Errorf("-modes %q: there is no such mode", name)
+			var all []string
+			for _, m := range modes {
+				all = append(all, m.name)
+			}
+			return nil, fmt.Errorf("-modes %q: there is no such mode; there are %s", name, strings.Join(all, ", "))
+		}
+		if modes[i].release && !old && !numbers {
+			return nil, fmt.Errorf("-modes %q: is measured with %s: GOTOOLCHAIN=%s.8 go run ./cmd/draincheck results", name, oldRelease, oldRelease)
 		}
 		out = append(out, modes[i])
 	}
@@ -69,6 +100,9 @@ func (m mode) load(dir string) (*Report, error) {
 	var rep Report
 	if err := json.Unmarshal(text, &rep); err != nil {
 		return nil, fmt.Errorf("%s: %w", m.name, err)
+	}
+	for _, s := range rep.Subjects {
+		s.spreads()
 	}
 	return &rep, nil
 }

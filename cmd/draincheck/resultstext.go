@@ -15,6 +15,9 @@ func writeResults(dir string) error {
 	if err != nil {
 		return err
 	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
 	return os.WriteFile(filepath.Join(dir, "results.md"), text, 0o644)
 }
 
@@ -27,7 +30,8 @@ func resultsText(dir string) ([]byte, error) {
 Made by ` + "`go run ./cmd/draincheck results`" + `. Each server is stopped by SIGTERM again and again, under all kinds of
 traffic at once. A request is lost if any of its bytes were sent and no complete, correct response came back;
 the cells say lost/sent. A refused new connection is not a loss. Nothing is retried, but HTTP/2 requests that
-the server itself handed back: http.Transport repeats them, and for ` + "`http2-once`" + ` it cannot. Every server
+the server itself handed back: http.Transport repeats them, and for ` + "`http2-once`" + ` it cannot. Clients listen
+while they pause, and look whether their connection has ended before they send. Every server
 may take 2 s for what is in progress; this library has its quiet window of 500 ms, and behind a balancer a
 ShutdownDelay of 1 s, which is more than HAProxy needs to notice (checks every 100 ms, fall 2).
 
@@ -57,8 +61,8 @@ In the pictures each row is a kind of traffic, time runs to the right, and a red
 		f("%s\n", m.note)
 		f("![%s](results/%s.svg)\n", m.title, m.name)
 		rep.cells(f, m.inherent)
-		f("%d stops of each, %d clients for each kind of traffic, at most %.0f requests per second of each. %s, %s:\n`go run ./cmd/%s`%s\n",
-			len(rep.Subjects[0].Stops), rep.Clients, rep.Rate, rep.When.Format("2006-01-02"), rep.System, rep.Command, rep.builds())
+		f("%s of each, %d clients for each kind of traffic, at most %.0f requests per second of each. %s, %s:\n`go run ./cmd/%s`%s\n",
+			count(len(rep.Subjects[0].Stops), "stop"), rep.Clients, rep.Rate, rep.When.Format("2006-01-02"), rep.System, rep.Command, rep.builds())
 	}
 	if err := trialsText(dir, trials, f); err != nil {
 		return nil, err
@@ -159,10 +163,10 @@ func (r *Report) cells(f func(string, ...any), inherent string) {
 			f("%s |", row)
 		}
 	}
-	rows := []string{"| all", "| exit after, median", "| p99 of keep-alive, before", "| p99 of keep-alive, from the signal on"}
+	rows := []string{"| all", "| exit after: median, range", "| p99 of keep-alive, before", "| p99 of keep-alive, from the signal on"}
 	for _, s := range r.Subjects {
 		rows[0] += fmt.Sprintf(" | **%s**/%s", thousands(s.lost()), thousands(s.sent()))
-		rows[1] += fmt.Sprintf(" | %s ms", thousands(int(s.median(func(st Stop) float64 { return st.Exit }))))
+		rows[1] += fmt.Sprintf(" | %v", s.Exit)
 		rows[2] += fmt.Sprintf(" | %.0f ms", s.Lanes[0].Before.P99)
 		rows[3] += fmt.Sprintf(" | %.0f ms", s.Lanes[0].During.P99)
 	}
@@ -179,6 +183,9 @@ func (r *Report) cells(f func(string, ...any), inherent string) {
 		}
 		if len(all) > 0 {
 			f("- %s lost by cause: %s", s.Name, causes(all))
+		}
+		if n := s.lostBefore(); n > 0 {
+			f("- %s lost %s before any stop", s.Name, thousands(n))
 		}
 	}
 	for _, s := range r.Subjects {

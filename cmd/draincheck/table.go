@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/jedib0t/go-pretty/v6/table"
@@ -21,36 +22,78 @@ func (r *Report) writeTable(w io.Writer) {
 	} else {
 		text.DisableColors()
 	}
+	r.writeVerdict(w)
+	fmt.Fprintln(w)
 	for _, s := range r.Subjects {
 		s.writeTable(w)
 	}
-	for _, s := range r.Subjects {
-		verdict := text.FgGreen
-		if s.lost() > 0 {
-			verdict = text.FgRed
-		}
-		fmt.Fprintf(w, "%s  %s\n", verdict.Sprintf("%7d lost", s.lost()), s.summary())
-	}
+	fmt.Fprintln(w, "Times are of answers: before the signal, and from it on. refused: nothing was sent, or the server")
+	fmt.Fprintln(w, "handed it back; that is no loss.")
+	fmt.Fprintln(w)
+	r.writeVerdict(w)
 }
 
-// summary is what there is to say of s in a line.
+func (r *Report) writeVerdict(w io.Writer) {
+	color := text.FgGreen
+	if !r.Verdict.Passed {
+		color = text.FgRed
+	}
+	fmt.Fprintln(w, color.Sprint(r.Verdict))
+}
+
+// summary is what there is to say of s's stops, in a line.
 func (s *Subject) summary() string {
-	killed, statuses := 0, map[string]int{}
+	statuses := map[string]int{}
 	for _, st := range s.Stops {
-		if st.Killed {
-			killed++
-		}
 		statuses["status "+st.Status]++
 	}
-	out := fmt.Sprintf("of %s requests in %d stops of %s; exit after %.0f ms (median), %s",
-		thousands(s.sent()), len(s.Stops), s.Name, s.median(func(st Stop) float64 { return st.Exit }), strings.Join(byCount(statuses), ", "))
-	if n := s.lostBefore(); n > 0 {
-		out += fmt.Sprintf("; %d of the lost before any stop: -rate may be too much for it", n)
+	signal := ""
+	if len(s.Stops) > 0 {
+		signal = " after " + s.Stops[0].Signal
 	}
-	if killed > 0 {
-		out += fmt.Sprintf("; killed after -grace in %d", killed)
+	out := fmt.Sprintf("listener closed %v, exit %v%s; %s", s.Closed, s.Exit, signal, strings.Join(byCount(statuses), ", "))
+	if n := s.killed(); n > 0 {
+		out += fmt.Sprintf("; killed after -grace in %d of %s, by which it lost %s", n, count(len(s.Stops), "stop"), thousands(s.lostByKill()))
 	}
 	return out
+}
+
+// remarks are what else there is to know of the check of s.
+func (s *Subject) remarks() []string {
+	all := append([]string(nil), s.Notes...)
+	if n := s.unheeded(); n > 0 {
+		all = append(all, fmt.Sprintf("in %d of %s the signal itself ended the server: it has no handler for %s", n, count(len(s.Stops), "stop"), s.Stops[0].Signal))
+	}
+	if n := s.lostBefore(); n > 0 {
+		all = append(all, fmt.Sprintf("%s of the lost were lost before any stop: -rate may be too much for it", thousands(n)))
+	}
+	odd, names := 0, []string{}
+	for _, l := range s.Lanes {
+		if l.Skipped == "" && (l.Status >= 300 || l.Status > 0 && l.Status < 200) {
+			odd, names = l.Status, append(names, l.Name)
+		}
+	}
+	if odd > 0 {
+		all = append(all, fmt.Sprintf("the answers to %s have the status %d: -path names a resource that is there", strings.Join(names, ", "), odd))
+	}
+	waited := 0
+	for _, l := range s.Lanes {
+		waited += l.Resent
+	}
+	if waited > 0 {
+		all = append(all, fmt.Sprintf("%s waited for a second or longer, because the server's accept queue was full: a larger backlog, or a lower -rate", count(waited, "connection")))
+	}
+	left := map[string]int{}
+	for _, st := range s.Stops {
+		for _, name := range st.Left {
+			name, _, _ = strings.Cut(name, " ")
+			left[name]++
+		}
+	}
+	for _, name := range byCount(left) {
+		all = append(all, fmt.Sprintf("processes named %s outlived the server in its stops, %d in all, and were killed", name, left[name]))
+	}
+	return all
 }
 
 func (s *Subject) writeTable(w io.Writer) {
@@ -63,7 +106,7 @@ func (s *Subject) writeTable(w io.Writer) {
 	style.Format.Header = text.FormatDefault
 	style.Format.Footer = text.FormatDefault
 	t.SetStyle(style)
-	t.AppendHeader(table.Row{"traffic", "sent", "answered", "refused", "lost", "before p50", "p99", "max", "stop p50", "p99", "max", "lost by cause"})
+	t.AppendHeader(table.Row{"traffic", "lost", "sent", "answered", "refused", "before: p50", "p99", "max", "stop: p50", "p99", "max", "lost by cause"})
 	var configs []table.ColumnConfig
 	for i := 2; i <= 11; i++ {
 		configs = append(configs, table.ColumnConfig{Number: i, Align: text.AlignRight, AlignHeader: text.AlignRight, AlignFooter: text.AlignRight})
@@ -79,25 +122,40 @@ func (s *Subject) writeTable(w io.Writer) {
 			lost = text.FgRed.Sprint(l.lost())
 		}
 		t.AppendRow(table.Row{
-			l.Name, l.Sent, l.Answered, l.refused(), lost,
+			l.Name, lost, l.Sent, l.Answered, l.refused(),
 			short(l.Before.P50), short(l.Before.P99), short(l.Before.Max),
 			short(l.During.P50), short(l.During.P99), short(l.During.Max), causes(l.Lost),
 		})
 		sent, answered, refused = sent+l.Sent, answered+l.Answered, refused+l.refused()
 	}
-	t.AppendFooter(table.Row{"all", sent, answered, refused, s.lost()})
+	t.AppendFooter(table.Row{"all", s.lost(), sent, answered, refused})
 	t.Render()
+	fmt.Fprintf(w, " %s\n", s.summary())
 	for _, k := range s.skipped() {
 		fmt.Fprintf(w, " skipped: %s\n", k)
 	}
-	for i, l := range s.Losses {
-		if i == 10 {
-			fmt.Fprintf(w, " ... and more, which -json has\n")
-			break
+	for _, remark := range s.remarks() {
+		fmt.Fprintf(w, " note: %s\n", remark)
+	}
+	for _, l := range s.firstLosses() {
+		fmt.Fprintf(w, " first lost: %v\n", l)
+	}
+	if !s.Foreign {
+		for _, a := range s.Advice {
+			fmt.Fprintf(w, " %s\n   %s\n", a, a.Link)
 		}
-		fmt.Fprintf(w, " lost at %v\n", l)
 	}
 	fmt.Fprintln(w)
+}
+
+// firstLosses returns the first loss of each kind and cause.
+func (s *Subject) firstLosses() (first []Loss) {
+	for _, l := range s.Losses {
+		if !slices.ContainsFunc(first, func(f Loss) bool { return f.Kind == l.Kind && f.Cause == l.Cause }) {
+			first = append(first, l)
+		}
+	}
+	return first
 }
 
 // short returns milliseconds for a table; 0 is that of nothing at all.
@@ -120,7 +178,7 @@ func causes(m map[string]int) string {
 	return strings.Join(parts, ", ")
 }
 
-// writeFiles writes what -json, -html and -svg ask for.
+// writeFiles writes what -json, -junit, -html and -svg ask for.
 func (c *config) writeFiles(r *Report, stdout io.Writer) error {
 	if c.json != "" {
 		b, err := json.MarshalIndent(r, "", "  ")
@@ -128,6 +186,15 @@ func (c *config) writeFiles(r *Report, stdout io.Writer) error {
 			return err
 		}
 		if err := writeFile(c.json, append(b, '\n'), stdout); err != nil {
+			return err
+		}
+	}
+	if c.junit != "" {
+		b, err := r.junit()
+		if err == nil {
+			err = writeFile(c.junit, b, stdout)
+		}
+		if err != nil {
 			return err
 		}
 	}

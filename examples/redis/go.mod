@@ -3,7 +3,7 @@ module github.com/seed-121bbccf/graceful/examples/redis
 go 1.26
 
 require (
-	github.com/seed-121bbccf/graceful v0.0.0
+	github.com/seed-121bbccf/graceful v0.1.0
 	github.com/tidwall/redcon v1.6.4
 )
 
@@ -11,5 +11,3 @@ require (
 	github.com/tidwall/btree v1.1.0 // indirect
 	github.com/tidwall/match v1.1.1 // indirect
 )
-
-replace github.com/seed-121bbccf/graceful => ../..

@@ -25,9 +25,13 @@ type Child struct {
 
 // Start runs the test named test, with env, as "NAME=value", added to the
 // environment: that tells the test that it is the child. It does not outlast t.
-func Start(t *testing.T, test, env string) *Child {
+//
+// through, if given, is a command that is started instead and gets the child's
+// command line as arguments. It has to become the child: see Ignoring.
+func Start(t *testing.T, test, env string, through ...string) *Child {
 	t.Helper()
-	c := &Child{t: t, cmd: exec.Command(os.Args[0], "-test.run=^"+test+"$")}
+	args := append(through, os.Args[0], "-test.run=^"+test+"$")
+	c := &Child{t: t, cmd: exec.Command(args[0], args[1:]...)}
 	c.cmd.Env = append(os.Environ(), env)
 	c.cmd.Stderr = &c.stderr
 	out, err := c.cmd.StdoutPipe()
@@ -47,6 +51,12 @@ func Start(t *testing.T, test, env string) *Child {
 	t.Cleanup(c.Kill)
 	c.lines = bufio.NewScanner(out)
 	return c
+}
+
+// Ignoring returns a command for Start that starts the child with the signals,
+// such as "INT TERM", ignored, as nohup does with SIGHUP.
+func Ignoring(signals string) []string {
+	return []string{"sh", "-c", "trap '' " + signals + `; exec "$@"`, "sh"}
 }
 
 // Line returns the next line that the child prints.

@@ -32,6 +32,18 @@ const (
 // Open returns how many streams are open.
 func (s *Streams) Open() int { return len(s.open) }
 
+// OpenUpTo returns how many of the streams up to id are open, those that the
+// server has promised included.
+func (s *Streams) OpenUpTo(id uint32) int {
+	n := 0
+	for open := range s.open {
+		if open <= id || open%2 == 0 {
+			n++
+		}
+	}
+	return n
+}
+
 // Highest returns the highest stream that the client has opened, and 0 if it
 // has opened none.
 func (s *Streams) Highest() uint32 { return s.highest }

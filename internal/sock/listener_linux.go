@@ -84,33 +84,52 @@ func steerToSuccessor(fd int) error {
 // AcceptQueued reports whether a connection waits in l's accept queue, and
 // whether that can be known.
 func AcceptQueued(l net.Listener) (waits, known bool) {
+	const pollIn = 1
 	sc, ok := l.(syscall.Conn)
 	if !ok {
 		return false, false
 	}
+	is, err := poll(sc, pollIn)
+	if errors.Is(err, syscall.EINTR) {
+		return true, true // ask again
+	}
+	return is, err == nil
+}
+
+// PeerClosed reports whether the peer of the socket below nc has closed its side,
+// though bytes may still wait to be read. Where that can't be known it is false.
+func PeerClosed(nc net.Conn) bool {
+	const pollRDHup = 0x2000
+	sc, ok := Bottom(nc).(syscall.Conn)
+	if !ok {
+		return false
+	}
+	is, err := poll(sc, pollRDHup)
+	return err != nil && !errors.Is(err, syscall.EINTR) || is // it is closed
+}
+
+// poll reports whether one of the events is there, or the socket is hung up.
+func poll(sc syscall.Conn, events int16) (is bool, err error) {
 	rc, err := sc.SyscallConn()
 	if err != nil {
-		return false, false
+		return false, err
 	}
 	err = control(rc, func(fd int) error {
-		const pollIn = 1
 		p := struct {
 			fd              int32
 			events, revents int16
-		}{fd: int32(fd), events: pollIn}
+		}{fd: int32(fd), events: events}
 		var now syscall.Timespec
 		n, _, errno := syscall.Syscall6(syscall.SYS_PPOLL,
 			uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(&now)), 0, 0, 0)
 		if errno != 0 {
 			return errno
 		}
-		waits = n == 1 && p.revents&pollIn != 0
+		const pollHup = 0x10
+		is = n == 1 && p.revents&(events|pollHup) != 0
 		return nil
 	})
-	if errors.Is(err, syscall.EINTR) {
-		return true, true // ask again
-	}
-	return waits, err == nil
+	return is, err
 }
 
 // Handshaking reports whether a handshake with l's port is under way: whether

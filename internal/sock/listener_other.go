@@ -19,3 +19,7 @@ func AcceptQueued(net.Listener) (waits, known bool) { return false, false }
 // Handshaking reports whether a handshake with l's port is known to be under
 // way. Here it isn't.
 func Handshaking(net.Listener) bool { return false }
+
+// PeerClosed reports whether the peer is known to have closed its side. Here that
+// is not known.
+func PeerClosed(net.Conn) bool { return false }

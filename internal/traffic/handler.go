@@ -16,7 +16,8 @@ import (
 // value is ready to use.
 type Handler struct {
 	// Draining, if not nil, returns a channel that is closed when the server
-	// begins to shut down (graceful.Draining). WebSockets then say farewell.
+	// begins to shut down (graceful.Draining). WebSockets then say farewell, and
+	// event streams end.
 	Draining func(context.Context) <-chan struct{}
 
 	mu      sync.Mutex     // guards ran
@@ -73,6 +74,14 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.serveWebSocket(w, r)
 		return
 	}
+	if r.Header.Get("Accept") == eventStreamType {
+		h.serveEvents(w, r)
+		return
+	}
+	if r.Header.Get("Content-Type") == "application/grpc" {
+		h.serveGRPC(w, r)
+		return
+	}
 	id := r.Header.Get(IDHeader)
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if err != nil {
@@ -114,7 +123,7 @@ func (h *Handler) serveWebSocket(w http.ResponseWriter, r *http.Request) {
 	}
 	defer conn.Close()
 	conn.SetDeadline(time.Time{})
-	rw.WriteString("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: " + acceptKey(r.Header.Get("Sec-WebSocket-Key")) + "\r\n\r\n")
+	rw.WriteString("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: " + AcceptKey(r.Header.Get("Sec-WebSocket-Key")) + "\r\n\r\n")
 	if rw.Flush() != nil {
 		return
 	}

@@ -26,6 +26,9 @@ func (c *h1Client) do(id string) (Outcome, error) {
 		c.close()
 		return Lost, &failure{causeDoubled, errors.New("bytes after the previous response")}
 	}
+	if c.over() {
+		c.close()
+	}
 	for {
 		if err := c.dial(deadline); err != nil {
 			return Refused, err
@@ -73,14 +76,12 @@ func (c *h1Client) exchange(id string, deadline time.Time) (*http.Response, erro
 			return nil, errors.Join(err, sendErr)
 		}
 	}
-	got, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
-	if err != nil {
-		return nil, &failure{truncatedUnlessTimeout(err), err}
-	}
 	if k.chunks {
 		body = bodyFor(id, k.upload)
 	}
-	return resp, c.load.check(id, body, resp.StatusCode, resp.Header, got)
+	saw, err := c.load.finish(resp, id, body)
+	c.saw(saw)
+	return resp, err
 }
 
 // message returns the request's header and its body as it is sent.

@@ -18,6 +18,7 @@ type h2Client struct {
 	load      *Load
 	ctx       context.Context
 	transport *http.Transport
+	saw       func(response)
 }
 
 // newTransports returns as many transports as the load has connections, which
@@ -27,7 +28,10 @@ func (r *Run) newTransports() ([]*http.Transport, func()) {
 	ts := make([]*http.Transport, l.Conns)
 	for i := range ts {
 		p := new(http.Protocols)
-		ts[i] = &http.Transport{Protocols: p, DisableCompression: true, DialContext: r.dial}
+		ts[i] = &http.Transport{Protocols: p, DisableCompression: true, DialContext: r.dial, MaxResponseHeaderBytes: maxHeader}
+		if l.Any && l.Kind.stream > 0 {
+			ts[i].HTTP2 = &http.HTTP2Config{MaxReceiveBufferPerStream: downloadBuffer}
+		}
 		if l.TLS != nil {
 			p.SetHTTP2(true)
 			ts[i].TLSClientConfig = tlsFor(l)
@@ -61,23 +65,32 @@ func (c *h2Client) do(id string) (Outcome, error) {
 		return Lost, err
 	}
 	defer resp.Body.Close()
-	got, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
+	saw, err := c.finish(resp, id, body)
+	c.saw(saw)
 	if err != nil {
-		return Lost, &failure{truncatedUnlessTimeout(err), err}
-	}
-	if err := c.load.check(id, body, resp.StatusCode, resp.Header, got); err != nil {
 		return Lost, err
 	}
 	return Answered, nil
 }
 
+func (c *h2Client) finish(resp *http.Response, id, body string) (response, error) {
+	if c.load.Kind.proto == grpc {
+		return finishGRPC(resp)
+	}
+	return c.load.finish(resp, id, body)
+}
+
 func (c *h2Client) roundTrip(ctx context.Context, id string) (resp *http.Response, body string, err error) {
-	if c.load.Method != "GET" {
+	path := c.load.target()
+	switch {
+	case c.load.Kind.proto == grpc:
+		path, body = c.load.grpcCall()
+	case c.load.Method != "GET":
 		body = bodyFor(id, c.load.Kind.upload)
 	}
-	target := "http://" + c.load.Addr + c.load.target()
+	target := "http://" + c.load.Addr + path
 	if c.load.TLS != nil {
-		target = "https://" + c.load.Addr + c.load.target()
+		target = "https://" + c.load.Addr + path
 	}
 	req, err := http.NewRequestWithContext(ctx, c.load.Method, target, c.reader(body))
 	if err != nil {
@@ -92,6 +105,10 @@ func (c *h2Client) roundTrip(ctx context.Context, id string) (resp *http.Respons
 		req.Body, req.GetBody = nil, nil
 	}
 	req.Header.Set(IDHeader, id)
+	if c.load.Kind.proto == grpc {
+		req.Header.Set("Content-Type", "application/grpc")
+		req.Header.Set("Te", "trailers")
+	}
 	resp, err = c.transport.RoundTrip(req)
 	return resp, body, err
 }

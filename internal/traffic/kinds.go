@@ -17,6 +17,7 @@ type Kind struct {
 	stream time.Duration // how long the response is asked to take
 	expect bool          // sends Expect: 100-continue and waits for it
 	once   bool          // the body cannot be replayed (HTTP/2)
+	ping   bool          // pings instead of messages (WebSocket)
 }
 
 type proto int
@@ -25,6 +26,8 @@ const (
 	http1 proto = iota
 	http2
 	websocket
+	eventStream
+	grpc
 )
 
 const (
@@ -56,20 +59,38 @@ var (
 	HTTP2Upload = Kind{Name: "http2-upload", About: "HTTP/2, a body that takes 100 ms to send", proto: http2, upload: 100 * time.Millisecond}
 	HTTP2Stream = Kind{Name: "http2-stream", About: "HTTP/2, a response that takes 100 ms to come", proto: http2, stream: 100 * time.Millisecond}
 
-	// WebSocket sends a text message and waits for its echo. It ends the
-	// connection itself when the server says farewell with the message "bye".
+	// WebSocket sends a text message and waits for its echo. A close frame with
+	// the code 1000, 1001 or 1012, or without one, is a farewell: a message that
+	// crosses it is the client's to repeat, and counts as refused. The message
+	// "bye" is one too; the server goes on echoing then until the client closes.
 	WebSocket = Kind{Name: "websocket", About: "WebSocket messages and their echo, 10 ms apart", proto: websocket, think: 10 * time.Millisecond}
+
+	// WebSocketPing sends a ping and waits for its pong, which every WebSocket
+	// server has to send.
+	WebSocketPing = Kind{Name: "websocket-ping", About: "WebSocket pings and their pongs, 10 ms apart", proto: websocket, think: 10 * time.Millisecond, ping: true}
+
+	// SSE keeps a stream of server-sent events open; each 100 ms of it count as
+	// a request. A stream that the server ends between two events is ended in
+	// order, and is opened again, as a browser does.
+	SSE = Kind{Name: "sse", About: "server-sent events: a stream that stays open, counted every 100 ms", proto: eventStream, think: time.Millisecond}
+
+	// GRPC calls grpc.health.v1.Health/Check. GRPCStream sends five requests,
+	// 20 ms apart, on one stream of grpc.reflection.v1.ServerReflection.
+	GRPC       = Kind{Name: "grpc", About: "gRPC, unary: grpc.health.v1.Health/Check", proto: grpc}
+	GRPCStream = Kind{Name: "grpc-stream", About: "gRPC, a stream of 100 ms: grpc.reflection.v1.ServerReflection", proto: grpc, upload: 100 * time.Millisecond}
 
 	// Idle makes one request and then keeps its connection. When the server
 	// ends it, it makes one request more.
 	Idle = Kind{Name: "idle", About: "connections that are kept and not used", think: forever}
 )
 
-// Kinds returns every kind, in the order in which a report shows them.
+// Kinds returns every kind but SSE, which needs a handler that ends its streams
+// when the server drains, in the order in which a report shows them.
 func Kinds() []Kind {
 	return []Kind{
 		KeepAlive, NewConn, HalfNew5, HalfNew50, HalfKept5, HalfKept50, Think10, Think100,
-		Upload, Stream, Chunked, Expect, HTTP2, HTTP2Once, HTTP2Upload, HTTP2Stream, WebSocket, Idle,
+		Upload, Stream, Chunked, Expect, HTTP2, HTTP2Once, HTTP2Upload, HTTP2Stream, WebSocket, WebSocketPing,
+		GRPC, GRPCStream, Idle,
 	}
 }
 
@@ -85,8 +106,21 @@ func KindByName(name string) (Kind, bool) {
 
 func (k Kind) String() string { return k.Name }
 
-// HTTP2 reports whether k speaks HTTP/2.
-func (k Kind) HTTP2() bool { return k.proto == http2 }
+// HTTP2 reports whether k speaks HTTP/2, as gRPC does.
+func (k Kind) HTTP2() bool { return k.proto == http2 || k.proto == grpc }
+
+// GRPC reports whether k speaks gRPC.
+func (k Kind) GRPC() bool { return k.proto == grpc }
+
+// EventStream reports whether k listens to server-sent events.
+func (k Kind) EventStream() bool { return k.proto == eventStream }
+
+// HasBody reports whether k is about the bodies of its requests, so that it is
+// nothing for a resource that takes none.
+func (k Kind) HasBody() bool { return k.proto != grpc && (k.upload > 0 || k.chunks || k.expect) }
+
+// Downloads reports whether k is about responses that take a while.
+func (k Kind) Downloads() bool { return k.stream > 0 }
 
 // WebSocket reports whether k speaks WebSocket.
 func (k Kind) WebSocket() bool { return k.proto == websocket }

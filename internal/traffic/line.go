@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"os"
@@ -17,15 +18,42 @@ type line struct {
 	load    *Load
 	ctx     context.Context
 	connect func(ctx context.Context, network, addr string) (net.Conn, error)
+	saw     func(response)
 
 	conn net.Conn // nil: none yet, or no longer
-	br   *bufio.Reader
-	free func() bool // lets go of ctx
-	used bool        // a response has come over conn
+	in   source
+	br   *bufio.Reader // of in
+	free func() bool   // lets go of ctx
+	used bool          // a response has come over conn
 
 	// quiet is since when, at the earliest, the server may take the connection
 	// for quiet: it was dialled, or the last request was sent.
 	quiet time.Time
+}
+
+// maxHeader is how long, in bytes, a response's header may be. It bounds what a
+// server that never ends its header costs a client.
+const maxHeader = 1 << 20
+
+// A source is the connection that a line reads from. While left is not negative
+// it is how many more bytes may come.
+type source struct {
+	conn net.Conn
+	left int
+}
+
+var errLongHeader = &failure{"long header", fmt.Errorf("the response's header has more than %d bytes", maxHeader)}
+
+func (s *source) Read(p []byte) (int, error) {
+	if s.left < 0 {
+		return s.conn.Read(p)
+	}
+	if s.left == 0 {
+		return 0, errLongHeader
+	}
+	n, err := s.conn.Read(p[:min(len(p), s.left)])
+	s.left -= n
+	return n, err
 }
 
 // dial opens the line if it is not open. Its error means that no byte of a
@@ -41,6 +69,9 @@ func (l *line) dial(deadline time.Time) error {
 	if err != nil {
 		return err
 	}
+	if tc, ok := conn.(*net.TCPConn); ok && l.load.Any && l.load.Kind.stream > 0 {
+		tc.SetReadBuffer(downloadBuffer) // what the kernel holds, the server is done with
+	}
 	l.free = context.AfterFunc(l.ctx, func() { conn.Close() })
 	l.conn, l.used = conn, false
 	if l.load.TLS != nil {
@@ -52,7 +83,8 @@ func (l *line) dial(deadline time.Time) error {
 		}
 		l.conn = tc
 	}
-	l.br = bufio.NewReader(l.conn)
+	l.in = source{l.conn, -1}
+	l.br = bufio.NewReader(&l.in)
 	return nil
 }
 
@@ -80,6 +112,30 @@ func (l *line) rest(flow context.Context, d time.Duration) bool {
 	return true
 }
 
+// over reports whether the server has ended the connection, as far as this
+// machine's kernel knows: a client that does not think between its requests has
+// not listened, and would send into it. The reader of http.Transport, and the
+// event loops of HAProxy and nginx, see that too.
+func (l *line) over() bool {
+	if l.conn == nil || l.load.Deaf || l.br.Buffered() > 0 {
+		return false
+	}
+	l.conn.SetReadDeadline(time.Time{}) // rest's has passed
+	tc, secure := l.conn.(*tls.Conn)
+	if !secure {
+		ended, _ := peek(l.conn)
+		return ended
+	}
+	ended, pending := peek(tc.NetConn())
+	if !pending {
+		return ended
+	}
+	// It may be the alert that says so, or a session ticket.
+	l.conn.SetReadDeadline(time.Now().Add(time.Millisecond))
+	_, err := l.br.Peek(1)
+	return err != nil && !errors.Is(err, os.ErrDeadlineExceeded)
+}
+
 // excuse returns err, as a pause if the server may have taken the connection
 // for quiet before the next request began to come, at the time given.
 func (l *line) excuse(err error, began time.Time) error {
@@ -100,12 +156,23 @@ func (l *line) close() {
 
 // response reads a response's header. Its error tells an end without a byte
 // (io.EOF) from one in the middle (io.ErrUnexpectedEOF), as http.ReadResponse
-// does not.
+// does not. Of the interim responses only 100 and 101 are returned: others, such
+// as 103 Early Hints, come before the one that matters.
 func (l *line) response(method string) (*http.Response, error) {
-	if _, err := l.br.Peek(1); err != nil {
-		return nil, err
+	for {
+		if _, err := l.br.Peek(1); err != nil {
+			return nil, err
+		}
+		l.in.left = maxHeader
+		resp, err := http.ReadResponse(l.br, &http.Request{Method: method})
+		if l.in.left == 0 {
+			return nil, errLongHeader
+		}
+		l.in.left = -1
+		if err != nil || resp.StatusCode <= 101 || resp.StatusCode >= 200 {
+			return resp, err
+		}
 	}
-	return http.ReadResponse(l.br, &http.Request{Method: method})
 }
 
 // tlsFor returns l's TLS configuration with the server's name in it.

@@ -13,7 +13,7 @@ type Outcome uint8
 
 const (
 	Answered Outcome = iota // completely and correctly
-	Refused                 // no byte of it was sent: the connection was refused; or, in HTTP/2, that for its replay
+	Refused                 // no byte of it was sent: the connection was refused; or the server handed it back (HTTP/2, WebSocket)
 	Lost                    // bytes of it were sent, and no complete response came
 	Aborted                 // the end of Start's context cut it off
 )
@@ -39,7 +39,7 @@ type Result struct {
 	Sent     int // requests of which at least one byte was sent
 	Answered int
 	Aborted  int
-	Refused  map[string]int // by reason: "refused", "handshake", "timeout", "replay refused", ...
+	Refused  map[string]int // by reason: "refused", "handshake", "timeout", "replay refused", "close frame 1001", ...
 	Lost     map[string]int // by cause: "reset", "EOF", "truncated", "timeout", "wrong", "status 503", ...
 	Doubled  int            // answers that nobody had asked for, or no longer
 	Closed   int            // connections whose end a client saw while it was thinking
@@ -48,6 +48,9 @@ type Result struct {
 	// dropped, so that they waited for a second. It is known on Linux (amd64,
 	// arm64), and when the run has ended.
 	Resent int
+
+	Statuses map[int]int   // of the responses that came completely (not of WebSocket and event streams)
+	Longest  time.Duration // that the body of one of them took to come
 
 	Slowest time.Duration     // that an answered request took, dialling included
 	Samples []Sample          // in the order of their ends

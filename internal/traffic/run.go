@@ -35,6 +35,9 @@ type Run struct {
 	ended   bool
 }
 
+// Clients returns how many clients there are.
+func (r *Run) Clients() int { return r.load.Clients }
+
 // WaitSteady blocks until n requests have been answered since Start, so that
 // what the caller does next comes in full flow. It returns ErrEnded if that can
 // no longer be.
@@ -137,13 +140,25 @@ func (r *Run) client(n int) {
 
 func (r *Run) newClient(n int) client {
 	switch r.load.Kind.proto {
-	case http2:
-		return &h2Client{load: &r.load, ctx: r.ctx, transport: r.transports[n%len(r.transports)]}
+	case http2, grpc:
+		return &h2Client{load: &r.load, ctx: r.ctx, transport: r.transports[n%len(r.transports)], saw: r.saw}
 	case websocket:
-		return &wsClient{line: line{load: &r.load, ctx: r.ctx, connect: r.dial}}
+		return &wsClient{line: r.newLine()}
+	case eventStream:
+		return &sseClient{line: r.newLine()}
 	default:
-		return &h1Client{line: line{load: &r.load, ctx: r.ctx, connect: r.dial}}
+		return &h1Client{line: r.newLine()}
 	}
+}
+
+func (r *Run) newLine() line { return line{load: &r.load, ctx: r.ctx, connect: r.dial, saw: r.saw} }
+
+// saw notes what a complete response was like.
+func (r *Run) saw(s response) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.res.Statuses[s.status]++
+	r.res.Longest = max(r.res.Longest, s.over)
 }
 
 // dial makes a connection, and notes whether its SYN had to be sent again.

@@ -3,11 +3,11 @@
 //
 // A request is lost if any of its bytes were sent and no complete, correct
 // response came back. A refused new connection is not a loss; neither is a
-// kept-alive connection that the server ended and whose end the client saw
-// before it sent anything more. Nothing is retried: HTTP/1 and WebSocket are
+// kept-alive connection that the server ended and whose end had reached the
+// client's kernel before the client sent anything more: it looks. Nothing is retried: HTTP/1 and WebSocket are
 // spoken over a plain net.Conn, so that no pool can hide a loss. Only the
-// HTTP/2 kinds go through http.Transport, which replays what a GOAWAY leaves
-// out if the body allows it.
+// HTTP/2 kinds, gRPC among them, go through http.Transport, which replays what a
+// GOAWAY leaves out if the body allows it.
 //
 //	h := &traffic.Handler{}
 //	srv := &http.Server{Handler: h}
@@ -76,9 +76,9 @@ type Load struct {
 	// that nothing excuses a loss.
 	Window time.Duration
 
-	// Deaf clients do not notice that the server ended their connection while
-	// they were thinking: they send into it. Without it they listen while they
-	// think, as http.Transport, HAProxy and nginx do.
+	// Deaf clients do not notice that the server has ended their connection:
+	// they send into it. Without it they listen while they think, and look
+	// before they send, as http.Transport, HAProxy and nginx do.
 	Deaf bool
 
 	// Any accepts every complete response below status 500: for servers that
@@ -103,13 +103,13 @@ func (l Load) Start(ctx context.Context) (*Run, error) {
 	var nonce [4]byte
 	rand.Read(nonce[:])
 	r := &Run{load: l, prefix: hex.EncodeToString(nonce[:]), began: time.Now(), done: make(chan struct{})}
-	r.res = Result{Kind: l.Kind, Clients: l.Clients, Began: r.began, Refused: map[string]int{}, Lost: map[string]int{}, Errors: map[string]string{}}
+	r.res = Result{Kind: l.Kind, Clients: l.Clients, Began: r.began, Statuses: map[int]int{}, Refused: map[string]int{}, Lost: map[string]int{}, Errors: map[string]string{}}
 	r.changed.L = &r.mu
 	r.ctx, r.abort = context.WithCancel(ctx)
 	r.flow, r.halt = context.WithCancel(r.ctx)
 	var wg sync.WaitGroup
 	finish := func() {}
-	if l.Kind.proto == http2 {
+	if l.Kind.HTTP2() {
 		r.transports, finish = r.newTransports()
 	}
 	for n := range l.Clients {
@@ -148,7 +148,10 @@ func (l *Load) complete() error {
 	if l.Timeout == 0 {
 		l.Timeout = 10 * time.Second
 	}
-	if l.Method == "" || l.Kind.upload > 0 || l.Kind.expect || l.Kind.chunks {
+	switch {
+	case l.Kind.proto == eventStream:
+		l.Method = "GET"
+	case l.Method == "" || l.Kind.upload > 0 || l.Kind.expect || l.Kind.chunks || l.Kind.proto == grpc:
 		l.Method = "POST"
 	}
 	if l.Path == "" {

@@ -26,7 +26,7 @@ type variant struct {
 
 func variants() []variant {
 	var vs []variant
-	for _, k := range traffic.Kinds() {
+	for _, k := range append(traffic.Kinds(), traffic.SSE) {
 		vs = append(vs, variant{k, false}, variant{k, true})
 	}
 	return vs
@@ -112,7 +112,9 @@ func TestNoStopNoLoss(t *testing.T) {
 			if res.Answered < n || res.Sent != res.Answered || len(res.Samples) != res.Sent {
 				t.Errorf("%v, %d samples; want at least %d answers", res, len(res.Samples), n)
 			}
-			if h.Executed() != res.Answered || h.Doubled() != 0 {
+			// Of an event stream, and of pings, Handler knows no requests.
+			counted := v.Name != traffic.SSE.Name && v.Name != traffic.WebSocketPing.Name
+			if counted && h.Executed() != res.Answered || h.Doubled() != 0 {
 				t.Errorf("%d executed, %d doubled; %v", h.Executed(), h.Doubled(), res)
 			}
 		})
@@ -137,8 +139,8 @@ func TestShutdownOfNetHTTP(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
 			srv.Shutdown(ctx)
-			if v.WebSocket() {
-				run.Stop() // net/http leaves hijacked connections alone
+			if v.WebSocket() || v.EventStream() {
+				run.Stop() // net/http leaves hijacked connections alone, and such handlers run on
 			}
 			<-run.Done()
 			res := run.Stop()
@@ -146,7 +148,8 @@ func TestShutdownOfNetHTTP(t *testing.T) {
 			if res.Sent != res.Answered+res.LostCount() || len(res.Samples) != res.Sent+res.RefusedCount() {
 				t.Errorf("the books do not balance: %v, %d samples", res, len(res.Samples))
 			}
-			if h.Executed() < res.Answered {
+			counted := v.Name != traffic.SSE.Name && v.Name != traffic.WebSocketPing.Name
+			if counted && h.Executed() < res.Answered {
 				t.Errorf("%d executed; %v", h.Executed(), res)
 			}
 		})
@@ -164,6 +167,39 @@ func TestClosedWhileThinking(t *testing.T) {
 		res := run.Stop()
 		if !deaf && (res.LostCount() != 0 || res.Closed < 4) || deaf && (res.LostCount() == 0 || res.Closed != 0) {
 			t.Errorf("deaf %v: %v, %d closed", deaf, res, res.Closed)
+		}
+	}
+}
+
+// A client that does not think sees, before it sends again, that the server has
+// ended its connection; a deaf one does not look.
+func TestClosedWithoutThinking(t *testing.T) {
+	for _, tls := range []bool{false, true} {
+		for _, deaf := range []bool{false, true} {
+			v := variant{traffic.KeepAlive, tls}
+			answered := make(chan net.Conn, 1)
+			_, addr := serve(t, v, &traffic.Handler{}, func(s *http.Server) {
+				s.ConnState = func(c net.Conn, state http.ConnState) {
+					if state == http.StateIdle {
+						// The client has the response and the end at once.
+						c.Close()
+						answered <- c
+					}
+				}
+			})
+			l := v.load(addr)
+			l.Clients, l.Limit, l.Deaf = 1, 2, deaf
+			l.Observe = func(s traffic.Sample) {
+				if s.Outcome == traffic.Answered {
+					<-answered // and then the next request
+				}
+			}
+			run := start(t, l)
+			<-run.Done()
+			res := run.Stop()
+			if lost := res.LostCount() > 0; lost != deaf {
+				t.Errorf("tls %v, deaf %v: %v %v", tls, deaf, res, res.Errors)
+			}
 		}
 	}
 }

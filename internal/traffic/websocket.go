@@ -21,11 +21,31 @@ const (
 	opPong  = 10
 
 	maxFrame = 1 << 16
-	farewell = "bye" // the server's last message: send no more, and close
+	farewell = "bye" // Handler's last message: send no more, and close
 )
 
-// acceptKey returns what a server answers to a Sec-WebSocket-Key (RFC 6455 1.3).
-func acceptKey(key string) string {
+// The codes of close frames that are a farewell (RFC 6455 7.4.1, and IANA's
+// registry for 1012): the server has nothing more to say, and the client may go
+// on elsewhere. A close frame without a code is one as well.
+var farewellCodes = map[int]bool{1000: true, 1001: true, 1005: true, 1012: true}
+
+// closeCode returns a close frame's code; 1005 stands for none.
+func closeCode(payload []byte) int {
+	if len(payload) < 2 {
+		return 1005
+	}
+	return int(binary.BigEndian.Uint16(payload))
+}
+
+// A closeError says that the server closed the WebSocket by a close frame.
+type closeError struct{ code int }
+
+func (e *closeError) Error() string {
+	return fmt.Sprintf("the server closed the WebSocket with the code %d", e.code)
+}
+
+// AcceptKey returns what a server answers to a Sec-WebSocket-Key (RFC 6455 1.3).
+func AcceptKey(key string) string {
 	sum := sha1.Sum([]byte(key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
 	return base64.StdEncoding.EncodeToString(sum[:])
 }
@@ -48,7 +68,8 @@ func writeFrame(w io.Writer, op byte, payload []byte, mask bool) error {
 	return err
 }
 
-// readFrame reads one unfragmented frame of at most maxFrame bytes.
+// readFrame reads one frame. Of one with more than maxFrame bytes it returns no
+// payload.
 func readFrame(br *bufio.Reader) (op byte, payload []byte, err error) {
 	var head [2]byte
 	if _, err := io.ReadFull(br, head[:]); err != nil {
@@ -62,7 +83,7 @@ func readFrame(br *bufio.Reader) (op byte, payload []byte, err error) {
 		}
 		size = binary.BigEndian.Uint64(b[:])
 	}
-	if head[0]&0xf0 != 0x80 || size > maxFrame {
+	if head[0]&0x70 != 0 || size > 1<<62 {
 		return 0, nil, &failure{causeWrong, fmt.Errorf("a WebSocket frame of header %x and %d bytes", head, size)}
 	}
 	var mask [4]byte
@@ -70,6 +91,10 @@ func readFrame(br *bufio.Reader) (op byte, payload []byte, err error) {
 		if _, err := io.ReadFull(br, mask[:]); err != nil {
 			return 0, nil, unexpected(err)
 		}
+	}
+	if size > maxFrame {
+		_, err := io.CopyN(io.Discard, br, int64(size))
+		return head[0] & 0x0f, nil, unexpected(err)
 	}
 	payload = make([]byte, size)
 	if _, err := io.ReadFull(br, payload); err != nil {
@@ -93,6 +118,9 @@ type wsClient struct{ line }
 
 func (c *wsClient) do(id string) (Outcome, error) {
 	deadline := time.Now().Add(c.load.Timeout)
+	if c.over() {
+		c.close()
+	}
 	if err := c.dial(deadline); err != nil {
 		return Refused, err
 	}
@@ -104,7 +132,16 @@ func (c *wsClient) do(id string) (Outcome, error) {
 		}
 		c.used = true
 	}
-	if err := c.echo(id); err != nil {
+	err := c.echo(id)
+	if ce := (*closeError)(nil); errors.As(err, &ce) {
+		c.goodbye()
+		cause := fmt.Sprintf("close frame %d", ce.code)
+		if farewellCodes[ce.code] {
+			return Refused, &failure{cause, err}
+		}
+		return Lost, &failure{cause, err}
+	}
+	if err != nil {
 		c.close()
 		return Lost, err
 	}
@@ -122,55 +159,66 @@ func (c *wsClient) upgrade(id string) error {
 		return err
 	case resp.StatusCode != http.StatusSwitchingProtocols:
 		return &failure{fmt.Sprintf("status %d", resp.StatusCode), errors.New("no WebSocket")}
-	case resp.Header.Get("Sec-WebSocket-Accept") != acceptKey(key):
+	case resp.Header.Get("Sec-WebSocket-Accept") != AcceptKey(key):
 		return &failure{causeWrong, errors.New("the WebSocket's accept key")}
 	}
 	return nil
 }
 
-// echo sends id and waits until it comes back. After a farewell the connection
-// is closed: by the client, so that nothing is on its way.
+// echo sends id and waits until it comes back. After Handler's farewell the
+// connection is closed: by the client, so that nothing is on its way.
 func (c *wsClient) echo(id string) error {
-	if err := writeFrame(c.conn, opText, []byte(id), true); err != nil {
-		return err
+	send, answer := byte(opText), byte(opText)
+	if c.load.Kind.ping {
+		send, answer = opPing, opPong
 	}
+	// Even if sending failed: the server may have said why before.
+	sendErr := writeFrame(c.conn, send, []byte(id), true)
 	bye := false
 	for {
 		op, payload, err := readFrame(c.br)
 		if err != nil {
-			return err
+			return errors.Join(err, sendErr)
 		}
 		switch {
-		case op == opText && string(payload) == id:
+		case op == answer && string(payload) == id:
 			if bye {
 				c.goodbye()
 			}
 			return nil
 		case op == opText && string(payload) == farewell:
 			bye = true
-		case op == opText:
-			return &failure{causeWrong, fmt.Errorf("the echo of %q is %.200q", id, payload)}
+		case op == opText && !c.load.Any:
+			return &failure{causeWrong, fmt.Errorf("the echo of %q is %.*q", id, shownBody, payload)}
 		case op == opPing:
 			writeFrame(c.conn, opPong, payload, true)
 		case op == opClose:
-			return &failure{"closed", fmt.Errorf("the server closed the WebSocket: %x", payload)}
+			return &closeError{closeCode(payload)}
 		}
 	}
 }
 
-// rest implements client; what the server says meanwhile can only be its end.
+// rest implements client. Of what the server says meanwhile only its end, a
+// farewell and a ping matter.
 func (c *wsClient) rest(flow context.Context, d time.Duration) bool {
-	if c.line.rest(flow, d) || c.conn == nil || c.br.Buffered() == 0 {
-		return c.conn == nil
+	for until := time.Now().Add(d); time.Now().Before(until); {
+		if c.line.rest(flow, time.Until(until)) || c.conn == nil {
+			return true
+		}
+		if c.br.Buffered() == 0 {
+			return false
+		}
+		c.conn.SetDeadline(time.Now().Add(c.load.Timeout))
+		op, payload, err := readFrame(c.br)
+		switch {
+		case err != nil, op == opClose, op == opText && string(payload) == farewell:
+			c.goodbye()
+			return true
+		case op == opPing:
+			writeFrame(c.conn, opPong, payload, true)
+		}
 	}
-	c.conn.SetDeadline(time.Now().Add(c.load.Timeout))
-	op, payload, err := readFrame(c.br)
-	if err == nil && op == opPing {
-		writeFrame(c.conn, opPong, payload, true)
-		return false
-	}
-	c.goodbye()
-	return true
+	return c.conn == nil
 }
 
 // goodbye closes as RFC 6455 7.1.2 wants it: a close frame, then the end.

@@ -1,0 +1,546 @@
+package graceful_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/seed-121bbccf/graceful"
+)
+
+// groupScript notes what happens in a bubble, and when: seconds since its start.
+type groupScript struct {
+	start time.Time
+	mu    sync.Mutex
+	lines []string
+}
+
+func newGroupScript() *groupScript { return &groupScript{start: time.Now()} }
+
+func (s *groupScript) note(what string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lines = append(s.lines, fmt.Sprintf("%g %s", time.Since(s.start).Seconds(), what))
+}
+
+func (s *groupScript) want(t *testing.T, lines ...string) {
+	t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if diff := cmp.Diff(lines, s.lines); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// server adds a server whose shutdown takes so long, and which honours its
+// context or does not (then it is endless at the deadline).
+func (s *groupScript) server(g *graceful.Group, name string, takes time.Duration) {
+	quit := make(chan struct{})
+	g.Server(name, func() error {
+		s.note(name + " serves")
+		<-quit
+		return http.ErrServerClosed
+	}, func(ctx context.Context) error {
+		s.note(name + " drains")
+		close(quit)
+		return s.work(ctx, name, takes)
+	})
+}
+
+// work takes so long, or until ctx ends.
+func (s *groupScript) work(ctx context.Context, name string, takes time.Duration) error {
+	select {
+	case <-time.After(takes):
+		s.note(name + " done")
+		return nil
+	case <-ctx.Done():
+		s.note(name + " cut")
+		return ctx.Err()
+	}
+}
+
+// worker adds a worker that needs so long after its context's end.
+func (s *groupScript) worker(g *graceful.Group, name string, takes time.Duration) {
+	g.Go(name, func(ctx context.Context) error {
+		<-ctx.Done()
+		s.note(name + " finishes")
+		if err := s.work(graceful.Finishing(ctx), name, takes); err != nil {
+			return err
+		}
+		return ctx.Err()
+	})
+}
+
+func (s *groupScript) cleanup(g *graceful.Group, name string, takes time.Duration) {
+	g.Defer(name, func(ctx context.Context) error {
+		s.note(name + " begins")
+		return s.work(ctx, name, takes)
+	})
+}
+
+// groupOutcomes is what a report says of each, without errors.
+func groupOutcomes(r graceful.GroupReport) []string {
+	var list []string
+	for _, e := range r.Entries {
+		list = append(list, fmt.Sprintf("%s %s %s %g", e.Kind, e.Name, e.Outcome, e.Took.Seconds()))
+	}
+	return list
+}
+
+const groupForever = 1000 * time.Hour
+
+func TestGroupOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newGroupScript()
+		g := &graceful.Group{Timeout: 20 * time.Second, ShutdownDelay: time.Second, NoSignalHandling: true}
+		s.server(g, "web", 2*time.Second)
+		s.server(g, "admin", time.Second)
+		s.worker(g, "mail", 3*time.Second)
+		s.cleanup(g, "db", time.Second)
+		s.cleanup(g, "cache", time.Second)
+		g.Go("watch", func(ctx context.Context) error {
+			<-graceful.Draining(ctx)
+			s.note("watch sees it")
+			return nil
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		stopped, err := g.Start(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		s.lines = nil // the order of starting is another test's
+		if !g.Ready() {
+			t.Error("not ready while running")
+		}
+		time.Sleep(5 * time.Second)
+		cancel()
+		synctest.Wait()
+		if g.Ready() {
+			t.Error("ready after the shutdown's first moment")
+		}
+		select {
+		case <-stopped:
+			t.Error("stopped at once")
+		default:
+		}
+		if err := g.Wait(); err != nil {
+			t.Error(err)
+		}
+		// Both servers drain at 6 s, in any order.
+		slices.Sort(s.lines[1:3])
+		s.want(t,
+			"5 watch sees it",
+			"6 admin drains", "6 web drains", "7 admin done", "8 web done",
+			"8 mail finishes", "11 mail done",
+			"11 cache begins", "12 cache done", "12 db begins", "13 db done")
+		want := []string{
+			"server web done 2", "server admin done 1", "worker mail done 3", "worker watch done 0",
+			"cleanup cache done 1", "cleanup db done 1",
+		}
+		r := g.Report()
+		if diff := cmp.Diff(want, groupOutcomes(r)); diff != "" {
+			t.Error(diff)
+		}
+		if r.Took != 8*time.Second || !r.Over || r.Killed || r.Reason != "context ended: context canceled" {
+			t.Errorf("report: %+v", r)
+		}
+	})
+}
+
+func queueOf(list ...int) <-chan int {
+	c := make(chan int, len(list))
+	for _, i := range list {
+		c <- i
+	}
+	return c
+}
+
+// TestGroupFailure: who fails by himself begins the shutdown and comes first.
+func TestGroupFailure(t *testing.T) {
+	boom := errors.New("boom")
+	sleepThen := func(err error) func() error {
+		return func() error { time.Sleep(time.Second); return err }
+	}
+	ok := func(context.Context) error { return nil }
+	for _, tc := range []struct {
+		name   string
+		add    func(g *graceful.Group)
+		reason string
+		err    string
+	}{
+		{"worker", func(g *graceful.Group) {
+			g.Go("mail", func(context.Context) error { return sleepThen(boom)() })
+		}, "worker mail failed: boom", "mail: boom\nweb: late"},
+		{"worker that says canceled before it was", func(g *graceful.Group) {
+			g.Go("mail", func(context.Context) error { return sleepThen(context.Canceled)() })
+		}, "worker mail failed: context canceled", "mail: context canceled\nweb: late"},
+		{"server", func(g *graceful.Group) { g.Server("api", sleepThen(boom), ok) },
+			"server api failed: boom", "api: boom\nweb: late"},
+		{"server whose listener is closed under it", func(g *graceful.Group) { g.Server("api", sleepThen(net.ErrClosed), ok) },
+			"server api failed: use of closed network connection", "api: use of closed network connection\nweb: late"},
+		{"server that ends", func(g *graceful.Group) { g.Server("api", sleepThen(nil), ok) },
+			"server api ended", "web: late"},
+		{"server that another stopped", func(g *graceful.Group) { g.Server("api", sleepThen(http.ErrServerClosed), ok) },
+			"server api ended", "web: late"},
+		{"Goexit", func(g *graceful.Group) {
+			g.Go("mail", func(context.Context) error { runtime.Goexit(); return nil })
+		}, "worker mail failed: graceful: the function called runtime.Goexit",
+			"mail: graceful: the function called runtime.Goexit\nweb: late"},
+		{"nil from a worker is none", func(g *graceful.Group) {
+			g.Go("once", func(context.Context) error { return nil })
+			g.Go("mail", func(context.Context) error { return sleepThen(boom)() })
+		}, "worker mail failed: boom", "mail: boom\nweb: late"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := &graceful.Group{NoSignalHandling: true}
+				quit := make(chan struct{})
+				g.Server("web", func() error { <-quit; return nil },
+					func(context.Context) error { close(quit); return errors.New("late") })
+				tc.add(g)
+				err := g.Run(t.Context())
+				if err == nil || err.Error() != tc.err {
+					t.Errorf("error %q, want %q", err, tc.err)
+				}
+				if r := g.Report(); r.Reason != tc.reason {
+					t.Errorf("reason %q, want %q", r.Reason, tc.reason)
+				}
+			})
+		})
+	}
+}
+
+func TestGroupPanic(t *testing.T) {
+	g := &graceful.Group{NoSignalHandling: true}
+	cleaned := false
+	g.Go("mail", func(context.Context) error { panic(io.ErrUnexpectedEOF) })
+	g.Defer("db", func(context.Context) error { cleaned = true; panic("too") })
+	err := g.Run(t.Context())
+	var p *graceful.PanicError
+	if !errors.As(err, &p) || p.Value != io.ErrUnexpectedEOF || !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("error %v", err)
+	}
+	if !strings.Contains(string(p.Stack), "TestGroupPanic") {
+		t.Errorf("the stack does not have the worker:\n%s", p.Stack)
+	}
+	if !strings.HasPrefix(err.Error(), "mail: panic: unexpected EOF\n") || !strings.Contains(err.Error(), "\ndb: panic: too\n") {
+		t.Errorf("error %v", err)
+	}
+	if !cleaned {
+		t.Error("no cleanup")
+	}
+}
+
+// TestGroupJoinedCancel: an error joined to the context's is not lost with it.
+func TestGroupJoinedCancel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		boom := errors.New("boom")
+		g := &graceful.Group{NoSignalHandling: true}
+		g.Go("mail", func(ctx context.Context) error {
+			<-ctx.Done()
+			return fmt.Errorf("mail: %w", errors.Join(ctx.Err(), boom))
+		})
+		g.Go("wrapped", func(ctx context.Context) error {
+			<-ctx.Done()
+			return fmt.Errorf("receive: %w", ctx.Err())
+		})
+		g.Start(t.Context())
+		if err := g.Shutdown(t.Context()); err == nil || err.Error() != "mail: mail: context canceled\nboom" {
+			t.Errorf("error %v", err)
+		}
+	})
+}
+
+// TestGroupAllReturned: workers alone end the group by returning, as with errgroup.
+func TestGroupAllReturned(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := &graceful.Group{NoSignalHandling: true}
+		start := time.Now()
+		g.Go("one", func(context.Context) error { time.Sleep(time.Second); return nil })
+		g.Go("two", func(context.Context) error {
+			g.Go("three", func(ctx context.Context) error { time.Sleep(3 * time.Second); return ctx.Err() })
+			return nil
+		})
+		if err := g.Run(t.Context()); err != nil || time.Since(start) != 3*time.Second {
+			t.Errorf("%v after %v", err, time.Since(start))
+		}
+		g.Go("late", func(context.Context) error { panic("ran") })
+		g.Defer("late", func(context.Context) error { panic("ran") })
+	})
+}
+
+// TestGroupShutdownBeforeStart: it is remembered, and cleanup still runs.
+func TestGroupShutdownBeforeStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newGroupScript()
+		g := &graceful.Group{NoSignalHandling: true, Timeout: time.Second}
+		s.server(g, "web", 0)
+		s.worker(g, "mail", 0)
+		s.cleanup(g, "db", 0)
+		if err := g.Shutdown(t.Context()); err != nil {
+			t.Error(err)
+		}
+		time.Sleep(time.Hour)
+		if err := g.Run(t.Context()); err != nil {
+			t.Error(err)
+		}
+		s.want(t, "3600 db begins", "3600 db done")
+		want := []string{"server web not started 0", "worker mail not started 0", "cleanup db done 0"}
+		if diff := cmp.Diff(want, groupOutcomes(g.Report())); diff != "" {
+			t.Error(diff)
+		}
+		if _, err := g.Start(t.Context()); err == nil {
+			t.Error("a second Start has no error")
+		}
+	})
+}
+
+func TestGroupShutdownMany(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := &graceful.Group{NoSignalHandling: true}
+		newGroupScript().server(g, "web", time.Second)
+		g.Start(t.Context())
+		var wg sync.WaitGroup
+		for range 10 {
+			wg.Go(func() {
+				if err := g.Shutdown(t.Context()); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		ended, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := g.Shutdown(ended); err != nil || g.Report().Killed {
+			t.Errorf("Shutdown after the end: %v", err)
+		}
+	})
+}
+
+// TestGroupStopThenKill: a stop without a context, as gRPC's, is killed when
+// the servers' time is up.
+func TestGroupStopThenKill(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newGroupScript()
+		quit := make(chan struct{})
+		g := &graceful.Group{Timeout: 10 * time.Second, NoSignalHandling: true}
+		g.Server("grpc", func() error { <-quit; return nil },
+			graceful.StopThenKill(func() { s.note("GracefulStop"); <-quit }, func() { s.note("Stop"); close(quit) }))
+		g.Start(t.Context())
+		err := g.Shutdown(t.Context())
+		if err == nil || err.Error() != "grpc: context deadline exceeded" {
+			t.Errorf("error %v", err)
+		}
+		s.want(t, "0 GracefulStop", "9.75 Stop")
+	})
+}
+
+// TestFinishing: it ends with the worker's time, with a cause, and has the
+// values; outside a group it never ends.
+func TestFinishing(t *testing.T) {
+	type key struct{}
+	synctest.Test(t, func(t *testing.T) {
+		g := &graceful.Group{Timeout: 10 * time.Second, NoSignalHandling: true}
+		g.Go("mail", func(ctx context.Context) error {
+			ctx = context.WithValue(ctx, key{}, "mine")
+			<-ctx.Done()
+			f := graceful.Finishing(ctx)
+			child, cancel := context.WithCancel(f)
+			defer cancel()
+			if f.Err() != nil || child.Err() != nil || context.Cause(f) != nil || f.Value(key{}) != "mine" {
+				t.Errorf("at the stop: %v, %v, %v", f.Err(), context.Cause(f), f.Value(key{}))
+			}
+			if graceful.Draining(f) == nil {
+				t.Error("it does not know the group")
+			}
+			start := time.Now()
+			<-child.Done()
+			if d := time.Since(start); d != 9750*time.Millisecond || context.Cause(f) != graceful.ErrLeftBehind || context.Cause(child) != graceful.ErrLeftBehind {
+				t.Errorf("ended after %v, cause %v", d, context.Cause(f))
+			}
+			return nil
+		})
+		g.Start(t.Context())
+		g.Shutdown(t.Context())
+	})
+	ctx, cancel := context.WithCancel(context.WithValue(t.Context(), key{}, "mine"))
+	cancel()
+	if f := graceful.Finishing(ctx); f.Err() != nil || f.Value(key{}) != "mine" {
+		t.Errorf("outside a group: %v, %v", f.Err(), f.Value(key{}))
+	}
+}
+
+// TestGroupStop: a worker may end its own group.
+func TestGroupStop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := &graceful.Group{NoSignalHandling: true}
+		g.Go("once", func(ctx context.Context) error {
+			g.Stop("enough")
+			g.Stop("more")
+			<-ctx.Done()
+			return nil
+		})
+		if err := g.Run(t.Context()); err != nil || g.Report().Reason != "enough" {
+			t.Errorf("%v, %s", err, g.Report())
+		}
+	})
+}
+
+// TestGroupNoDelay: with the only server gone nobody needs the delay; and a
+// worker's return is not the end while there is one.
+func TestGroupNoDelay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := &graceful.Group{NoSignalHandling: true, ShutdownDelay: time.Hour}
+		g.Go("once", func(context.Context) error { return nil })
+		g.Server("web", func() error { time.Sleep(time.Second); return nil }, func(context.Context) error { return nil })
+		start := time.Now()
+		err := g.Run(t.Context())
+		if d := time.Since(start); err != nil || d != time.Second || g.Report().Reason != "server web ended" {
+			t.Errorf("%v after %v: %s", err, d, g.Report())
+		}
+	})
+}
+
+// TestGroupServerEnds: what a serve function returns after its shutdown function
+// was called is no error but a note, whatever it is; grpc-go's and cmux's errors
+// for a stop that was asked for used to be errors of Run.
+func TestGroupServerEnds(t *testing.T) {
+	boom := errors.New("the server has been stopped\nand more")
+	for _, tc := range []struct {
+		name          string
+		serve         func() error
+		shutdown      error
+		err           string // the beginning of Run's; "" for nil
+		outcome, note string
+	}{
+		{"nil", func() error { return nil }, nil, "", "done", ""},
+		{"http.ErrServerClosed", func() error { return http.ErrServerClosed }, nil, "", "done", ""},
+		{"net.ErrClosed", func() error { return fmt.Errorf("accept: %w", net.ErrClosed) }, nil, "", "done", ""},
+		{"its own", func() error { return boom }, nil, "", "done", "the server has been stopped"},
+		{"its own, and shutdown fails", func() error { return boom }, io.ErrShortWrite,
+			"web: short write", "failed", "the server has been stopped"},
+		{"panic", func() error { panic("oh") }, nil, "web: panic: oh\n", "failed", ""},
+		{"Goexit", func() error { runtime.Goexit(); return nil }, nil,
+			"web: graceful: the function called runtime.Goexit", "failed", ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				quit := make(chan struct{})
+				g := &graceful.Group{NoSignalHandling: true}
+				g.Server("web", func() error { <-quit; return tc.serve() },
+					func(context.Context) error { close(quit); return tc.shutdown })
+				g.Go("worker", func(context.Context) error { return nil })
+				g.Start(t.Context())
+				err := g.Shutdown(t.Context())
+				if (err == nil) != (tc.err == "") || err != nil && !strings.HasPrefix(err.Error(), tc.err) {
+					t.Errorf("error %v, want %q", err, tc.err)
+				}
+				e := g.Report().Entries[0]
+				if string(e.Outcome) != tc.outcome || e.Detail != tc.note {
+					t.Errorf("%s with detail %q, want %s with %q", e.Outcome, e.Detail, tc.outcome, tc.note)
+				}
+			})
+		})
+	}
+}
+
+// TestGroupContextEnded: a context that has ended before Start is a shutdown
+// before Start. What was started used to depend on which goroutine came first.
+func TestGroupContextEnded(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 100 {
+		var cleaned bool
+		g := &graceful.Group{NoSignalHandling: true}
+		g.Server("web", func() error { panic("served") }, func(context.Context) error { panic("shut down") })
+		g.Go("mail", func(context.Context) error { panic("ran") })
+		g.Defer("db", func(context.Context) error { cleaned = true; return nil })
+		if err := g.Run(ctx); err != nil || !cleaned {
+			t.Fatalf("error %v, cleaned %v", err, cleaned)
+		}
+	}
+}
+
+// TestGroupKillsWhatPanics: a graceful stop that panics has ended nothing, so
+// the server is killed; it used to be left behind when the time was up.
+func TestGroupKillsWhatPanics(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		stop func()
+	}{
+		{"panic", func() { panic("not implemented") }},
+		{"Goexit", func() { runtime.Goexit() }},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				one, two := make(chan struct{}), make(chan struct{})
+				g := &graceful.Group{NoSignalHandling: true, Timeout: time.Hour}
+				g.Server("grpc", func() error { <-one; return nil },
+					graceful.StopThenKill(tc.stop, func() { close(one) }))
+				g.Server("http", func() error { <-two; return nil },
+					graceful.ShutdownThenClose(panickyServer{tc.stop, two}))
+				g.Start(t.Context())
+				start := time.Now()
+				err := g.Shutdown(t.Context())
+				if d := time.Since(start); err == nil || d != 0 {
+					t.Errorf("error %v after %v", err, d)
+				}
+				for _, e := range g.Report().Entries {
+					if e.Outcome != graceful.GroupFailed || len(e.Errors) != 1 {
+						t.Errorf("%s %s: %v", e.Name, e.Outcome, e.Errors)
+					}
+				}
+			})
+		})
+	}
+}
+
+type panickyServer struct {
+	stop func()
+	end  chan struct{}
+}
+
+func (s panickyServer) Shutdown(context.Context) error { s.stop(); return nil }
+func (s panickyServer) Close() error                   { close(s.end); return nil }
+
+// TestGroupEmpty: Run of a group without servers and workers returns at once,
+// as errgroup's Wait and oklog/run's Run do. It used to wait for a signal.
+func TestGroupEmpty(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newGroupScript()
+		g := &graceful.Group{NoSignalHandling: true, ShutdownDelay: time.Hour}
+		if err := g.Run(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if r := g.Report(); r.Reason != "there is nothing to run" || r.Took != 0 {
+			t.Error(r)
+		}
+
+		g = &graceful.Group{NoSignalHandling: true}
+		s.cleanup(g, "db", time.Second)
+		if err := g.Run(t.Context()); err != nil {
+			t.Error(err)
+		}
+		s.want(t, "0 db begins", "1 db done")
+
+		// After Start there may be something to come.
+		g = &graceful.Group{NoSignalHandling: true}
+		stopped, _ := g.Start(t.Context())
+		time.Sleep(time.Hour)
+		g.Go("late", func(context.Context) error { s.note("late runs"); return nil })
+		<-stopped
+		s.want(t, "0 db begins", "1 db done", "3601 late runs")
+	})
+}

@@ -1,0 +1,312 @@
+package deadline
+
+import (
+	"bufio"
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"path"
+	"reflect"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/seed-121bbccf/graceful/internal/sendfile"
+)
+
+// A guarded is a ResponseWriter behind a gate: the inner one as it came, or one
+// that Unwrap has found below it. It has the methods that every handler may
+// call and those that only http.ResponseController looks for; what else the
+// inner writer has, writerLike adds.
+type guarded struct {
+	gate gate
+	w    http.ResponseWriter // inner
+}
+
+// enter begins a call into the inner writer, or returns the error that the
+// handler gets instead. It logs what net/http would log, which would not find
+// the handler's line. The name is that of the method in net/http's log; if it
+// is empty, a call after a hijack is not logged.
+func (g *guarded) enter(call callKind, name string) error {
+	switch v := g.gate.enter(g.w, call); {
+	case v == pass:
+		return nil
+	case v == tooLate:
+		return http.ErrHandlerTimeout
+	case v == superfluous:
+		g.logMisuse("superfluous response.WriteHeader call")
+	case name != "":
+		g.logMisuse(name + " on hijacked connection")
+	}
+	return http.ErrHijacked
+}
+
+// enterWrite is enter for a write of n bytes.
+func (g *guarded) enterWrite(n int) error {
+	if n == 0 {
+		return g.enter(callBody, "") // net/http does not log it
+	}
+	return g.enter(callBody, "response.Write")
+}
+
+// logMisuse logs a mistake of the handler with the line at which it is.
+func (g *guarded) logMisuse(mistake string) {
+	ctx, major := g.gate.noted()
+	if major >= 2 {
+		return // net/http does not log it
+	}
+	at := caller()
+	Logf(ctx)("http: %s from %s (%s:%d)", mistake, at.Function, path.Base(at.File), at.Line)
+}
+
+// caller returns the first function on the stack that is neither net/http's nor
+// this package's.
+func caller() runtime.Frame {
+	pc := make([]uintptr, 16)
+	frames := runtime.CallersFrames(pc[:runtime.Callers(1, pc)])
+	for {
+		frame, more := frames.Next()
+		if !more || !strings.HasPrefix(frame.Function, "net/http.") && !strings.HasPrefix(frame.Function, thisPackage) {
+			return frame
+		}
+	}
+}
+
+var thisPackage = reflect.TypeFor[guarded]().PkgPath() + "."
+
+func (g *guarded) Header() http.Header { return g.gate.header(g.w) }
+
+func (g *guarded) WriteHeader(code int) {
+	if g.enter(statusCall(code), "response.WriteHeader") == nil {
+		defer g.gate.leave(nil)
+		g.w.WriteHeader(code)
+	}
+}
+
+func (g *guarded) Write(p []byte) (n int, err error) {
+	if err := g.enterWrite(len(p)); err != nil {
+		return 0, err
+	}
+	defer func() { err = g.gate.leave(err) }()
+	return g.w.Write(p)
+}
+
+func (g *guarded) WriteString(s string) (n int, err error) {
+	if err := g.enterWrite(len(s)); err != nil {
+		return 0, err
+	}
+	defer func() { err = g.gate.leave(err) }()
+	return io.WriteString(g.w, s)
+}
+
+func (g *guarded) FlushError() (err error) {
+	if !canFlush(g.w) {
+		return http.ErrNotSupported
+	}
+	if err := g.enter(callBody, ""); err != nil {
+		return err
+	}
+	defer func() { err = g.gate.leave(err) }()
+	return http.NewResponseController(g.w).Flush()
+}
+
+// canFlush reports whether http.ResponseController finds a way to flush w.
+func canFlush(w http.ResponseWriter) bool {
+	for {
+		switch t := w.(type) {
+		case interface{ FlushError() error }, http.Flusher:
+			return true
+		case interface{ Unwrap() http.ResponseWriter }:
+			w = t.Unwrap()
+		default:
+			return false
+		}
+	}
+}
+
+func (g *guarded) SetReadDeadline(t time.Time) error {
+	return g.control(func(rc *http.ResponseController) error { return rc.SetReadDeadline(t) })
+}
+
+func (g *guarded) SetWriteDeadline(t time.Time) error {
+	return g.control(func(rc *http.ResponseController) error { return rc.SetWriteDeadline(t) })
+}
+
+func (g *guarded) EnableFullDuplex() error {
+	return g.control((*http.ResponseController).EnableFullDuplex)
+}
+
+func (g *guarded) control(do func(*http.ResponseController) error) error {
+	return g.gate.control(g.w, do)
+}
+
+func (g *guarded) push(target string, opts *http.PushOptions) (err error) {
+	if err := g.enter(callOther, ""); err != nil {
+		return err
+	}
+	defer func() { err = g.gate.leave(err) }()
+	return g.w.(http.Pusher).Push(target, opts)
+}
+
+// unwrap returns what is below the inner writer, behind the same guard.
+func (g *guarded) unwrap() http.ResponseWriter {
+	w := g.w.(interface{ Unwrap() http.ResponseWriter }).Unwrap()
+	if w == nil {
+		return nil
+	}
+	return writerLike(&guarded{g.gate, w})
+}
+
+// A gate stands between a handler and the inner ResponseWriter: it knows how far
+// the response is, and whether the handler may still say anything.
+type gate interface {
+	// header returns the response's header as the handler sees it.
+	header(w http.ResponseWriter) http.Header
+
+	// enter begins a call into the inner writer w if it returns pass; leave
+	// ends it, and returns the error that the handler gets for err.
+	enter(w http.ResponseWriter, call callKind) verdict
+	leave(err error) error
+
+	// control does what does not block.
+	control(w http.ResponseWriter, do func(*http.ResponseController) error) error
+
+	// hijack hijacks w, which is an http.Hijacker.
+	hijack(w http.ResponseWriter) (net.Conn, *bufio.ReadWriter, error)
+
+	// noted returns the context of the request as it came, and the major
+	// version of its protocol.
+	noted() (ctx context.Context, major int)
+}
+
+// A callKind is a kind of call into a ResponseWriter.
+type callKind int
+
+const (
+	callOther   callKind = iota // says nothing of the response: Push
+	callInterim                 // WriteHeader, with a 1xx status that is not 101
+	callInvalid                 // WriteHeader, with a status over which net/http panics
+	callStatus                  // WriteHeader, with any other status
+	callBody                    // Write and what does the same, Flush
+)
+
+func statusCall(code int) callKind {
+	switch {
+	case code < 100 || code > 999:
+		return callInvalid
+	case code <= 199 && code != http.StatusSwitchingProtocols:
+		return callInterim
+	}
+	return callStatus
+}
+
+// commits reports whether the header is fixed after the call.
+func (c callKind) commits() bool { return c >= callStatus }
+
+// setsStatus reports whether the call is one of WriteHeader.
+func (c callKind) setsStatus() bool { return callInterim <= c && c <= callStatus }
+
+// A verdict says what becomes of a call.
+type verdict int
+
+const (
+	pass verdict = iota
+	tooLate
+	superfluous // the status is on its way already
+	afterHijack
+)
+
+// judge returns the verdict on a call of a handler that has time left.
+func judge(call callKind, committed, hijacked bool) verdict {
+	switch {
+	case hijacked:
+		return afterHijack
+	case committed && call.setsStatus():
+		return superfluous
+	}
+	return pass
+}
+
+// isEventStream reports whether a response with header h is a stream of
+// server-sent events, which has no end of its own.
+func isEventStream(h http.Header) bool {
+	if v := h["Content-Type"]; len(v) > 0 {
+		media, _, _ := strings.Cut(v[0], ";")
+		return strings.EqualFold(strings.TrimSpace(media), "text/event-stream")
+	}
+	return false
+}
+
+// readFrom hands files to the inner writer as they are, for sendfile. For an
+// exchange, what else there is to read from is read here, and handed over in
+// pieces: reading it may block, and the deadline could not free it from inside
+// the inner writer.
+//
+// The first bytes are always read here: if there are none, the response has not
+// begun.
+func (g *guarded) readFrom(src io.Reader) (n int64, err error) {
+	_, interrupts := g.gate.(*exchange)
+	whole := !interrupts || sendfile.IsFile(src)
+	buf := copyBufs.Get().(*[copyBufSize]byte)
+	defer copyBufs.Put(buf)
+	size := len(buf)
+	if whole {
+		size = 512 // which net/http would copy, too, to learn the type
+	}
+	for {
+		if whole && n > 0 {
+			nw, err := g.readFromInner(src)
+			return n + nw, err
+		}
+		nr, rerr := src.Read(buf[:size])
+		if nr > 0 {
+			nw, werr := g.readFromInner(&piece{buf[:nr]})
+			n += nw
+			if werr != nil {
+				return n, werr
+			}
+			if nw < int64(nr) {
+				return n, io.ErrShortWrite
+			}
+		}
+		if rerr == io.EOF {
+			return n, nil
+		}
+		if rerr != nil {
+			return n, rerr
+		}
+	}
+}
+
+func (g *guarded) readFromInner(src io.Reader) (n int64, err error) {
+	if err := g.enter(callBody, "response.Write"); err != nil {
+		return 0, err
+	}
+	defer func() { err = g.gate.leave(err) }()
+	return g.w.(io.ReaderFrom).ReadFrom(src)
+}
+
+const copyBufSize = 32 << 10
+
+var copyBufs = sync.Pool{New: func() any { return new([copyBufSize]byte) }}
+
+// A piece is the rest of what has been read.
+type piece struct{ b []byte }
+
+func (p *piece) Read(b []byte) (int, error) {
+	if len(p.b) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(b, p.b)
+	p.b = p.b[n:]
+	return n, nil
+}
+
+// WriteTo saves io.Copy a buffer.
+func (p *piece) WriteTo(w io.Writer) (int64, error) {
+	n, err := w.Write(p.b)
+	p.b = p.b[n:]
+	return int64(n), err
+}
