@@ -826,18 +826,33 @@ func (s *sink) Read(p []byte) (int, error) {
 // followedRequest returns a function that has a request and its response pass a
 // connection, as net/http reads and writes them, and the connection.
 func followedRequest() (pass func(), f followed) {
-	request := frame(frameHeaders, flagEndStream|flagEndHeaders, 1, make([]byte, 30)...)
-	response := concat(
-		frame(frameHeaders, flagEndHeaders, 1, make([]byte, 50)...),
-		frame(frameData, flagEndStream, 1, make([]byte, 100)...))
+	request := frame(frameHeaders, flagEndStream|flagEndHeaders, 0, make([]byte, 30)...)
+	header := frame(frameHeaders, flagEndHeaders, 0, make([]byte, 50)...)
+	response := concat(header, frame(frameData, flagEndStream, 0, make([]byte, 100)...))
 	f = follow(&sink{in: request}, 0)
 	buf := make([]byte, 30)
+	stream := uint32(1)
 	return func() {
+		for _, b := range [][]byte{request, response, response[len(header):]} {
+			binary.BigEndian.PutUint32(b[5:], stream)
+		}
+		stream += 2
 		f.Read(buf[:9])
 		f.Read(buf)
 		f.Write(response)
-		f.streams = http2wire.Streams{} // the next request is stream 1 again
 	}, f
+}
+
+// TestHTTP2FollowedAllocatesNothing: following its frames costs a request no
+// allocation, and leaves no stream behind.
+func TestHTTP2FollowedAllocatesNothing(t *testing.T) {
+	pass, f := followedRequest()
+	if n := testing.AllocsPerRun(1000, pass); n != 0 {
+		t.Errorf("%v allocations per request", n)
+	}
+	if n := f.streams.Open(); n != 0 || f.streams.Highest() == 0 {
+		t.Errorf("%d streams are open, the highest is %d: the test does not do what it says", n, f.streams.Highest())
+	}
 }
 
 // BenchmarkHTTP2Followed is what following its frames adds to one request.
