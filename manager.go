@@ -23,13 +23,15 @@ type manager struct {
 	rules drainRules
 
 	// From connections to run. An event says "look at this connection": a
-	// stale or doubled one does no harm. add and remove are buffered, so that
-	// serving does not wait for run; a connection whose remove overtakes its add
-	// is found closed.
+	// stale or doubled one does no harm. add and remove are buffered. While serving
+	// run takes them in when a buffer is full, or when an order depends on them, so
+	// that connections that come and go do not wake it; a connection whose remove
+	// overtakes its add is found closed.
 	add    chan *conn
 	active chan *conn // from the drain on: it is in use
 	idle   chan *conn // from the drain on: it is not
 	remove chan *conn
+	full   chan *conn // to add or to remove, while serving: there is no room in a buffer
 
 	// From the shutdown to run.
 	start  chan chan<- census  // count the connections, and from now on what becomes of them
@@ -119,6 +121,7 @@ func newManager(rules drainRules) *manager {
 		active: make(chan *conn),
 		idle:   make(chan *conn),
 		remove: make(chan *conn, buffered),
+		full:   make(chan *conn),
 		start:  make(chan chan<- census),
 		begin:  make(chan struct{}),
 		sealed: make(chan struct{}),
@@ -140,8 +143,20 @@ func (m *manager) added(c *conn) bool {
 	if isClosed(m.done) {
 		return false // the buffer may have room all the same
 	}
+	return m.tell(m.add, c)
+}
+
+// tell sends c to run by a buffered channel. It reports false if run has returned.
+func (m *manager) tell(events chan *conn, c *conn) bool {
 	select {
-	case m.add <- c:
+	case events <- c:
+		return true
+	default:
+	}
+	select {
+	case events <- c: // from the drain on
+		return true
+	case m.full <- c:
 		return true
 	case <-m.done:
 		return false
@@ -163,12 +178,7 @@ func (m *manager) changed(c *conn, to connState) {
 	}
 }
 
-func (m *manager) removed(c *conn) {
-	select {
-	case m.remove <- c:
-	case <-m.done:
-	}
-}
+func (m *manager) removed(c *conn) { m.tell(m.remove, c) }
 
 // signal sends one of the shutdown's orders to run, unless it has returned.
 func (m *manager) signal(order chan struct{}) {
@@ -219,8 +229,10 @@ func (m *manager) run() {
 	var (
 		conns  = make(map[*conn]struct{})
 		count  census
-		counts bool   // start has come
-		d      *drain // nil before the drain
+		counts bool         // start has come
+		d      *drain       // nil before the drain
+		add    <-chan *conn // m.add from the drain on
+		remove <-chan *conn // m.remove from the drain on
 		begin  = m.begin
 		sealed = m.sealed
 		vacant chan<- struct{} // m.vacant while draining without a connection
@@ -276,6 +288,10 @@ func (m *manager) run() {
 	for d == nil || sealed != nil || len(conns) > 0 {
 		vacant = nil
 		if d != nil {
+			catchUp() // more cheaply than by the select below
+			if sealed == nil && len(conns) == 0 {
+				break
+			}
 			d.expireForeign()
 			d.setAlarm(alarm)
 			if len(conns) == 0 {
@@ -283,14 +299,21 @@ func (m *manager) run() {
 			}
 		}
 		select {
-		case c := <-m.add:
+		case c := <-add:
 			take(c)
 		case c := <-m.active:
 			look(c)
 		case c := <-m.idle:
 			look(c)
-		case c := <-m.remove:
+		case c := <-remove:
 			forget(c)
+		case c := <-m.full:
+			catchUp()
+			if c.load().state() == connClosed {
+				forget(c)
+			} else {
+				take(c)
+			}
 		case vacant <- struct{}{}:
 
 		case reply := <-m.start:
@@ -300,7 +323,7 @@ func (m *manager) run() {
 		case <-begin:
 			begin = nil
 			catchUp()
-			counts = true
+			add, remove, counts = m.add, m.remove, true
 			m.draining.Store(true) // before any state is read: see draining
 			d = newDrain(m, &count)
 			for c := range conns {
