@@ -24,7 +24,7 @@ func TestHurryPassesWhoWaitsLonger(t *testing.T) {
 		go m.run()
 		accept := func() (*fakeConn, net.Conn, *conn) {
 			f := newFakeConn(func() {})
-			nc, c := track(m, f, nil, new(turns))
+			nc, c := track(m, f, nil, new(ioState))
 			m.added(c)
 			return f, nc, c
 		}
