@@ -10,12 +10,315 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/seed-121bbccf/graceful"
 )
+
+// hello answers every request.
+var hello = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	io.WriteString(w, "hello")
+})
+
+// body returns the body of the response to a request for url, or the error.
+func body(url string) string {
+	defer http.DefaultClient.CloseIdleConnections()
+	resp, err := http.Get(url)
+	if err != nil {
+		return err.Error()
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return err.Error()
+	}
+	return string(body)
+}
+
+// sigterm is what docker stop, Kubernetes and systemd do.
+func sigterm() {
+	self, err := os.FindProcess(os.Getpid())
+	if err == nil {
+		err = self.Signal(syscall.SIGTERM)
+	}
+	if err != nil {
+		log.Fatal(err) // Windows
+	}
+}
+
+// Run serves until SIGTERM or SIGINT. It returns when the last request has been
+// answered.
+func ExampleRun() {
+	addr := freeAddr() // in a program: ":8080"
+	go func() {
+		awaitServer(addr)
+		fmt.Println(body("http://" + addr))
+		sigterm()
+	}()
+
+	graceful.Run(addr, 10*time.Second, hello)
+	fmt.Println("stopped")
+	// Output:
+	// hello
+	// stopped
+}
+
+// freeAddr returns an address on which nothing listens.
+func freeAddr() string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// awaitServer returns when a server listens on addr.
+func awaitServer(addr string) {
+	for {
+		if c, err := net.Dial("tcp", addr); err == nil {
+			c.Close()
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// Serve does for an existing http.Server what Run does for a handler.
+func ExampleServe() {
+	l, err := graceful.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	go func() {
+		fmt.Println(body("http://" + l.Addr().String()))
+		sigterm()
+	}()
+
+	server := &http.Server{Handler: hello, ReadHeaderTimeout: 10 * time.Second}
+	fmt.Println(graceful.Serve(server, l, 10*time.Second))
+	// Output:
+	// hello
+	// <nil>
+}
+
+// A request that is in progress when the shutdown begins is answered.
+func ExampleServer() {
+	started, finish := make(chan struct{}), make(chan struct{})
+	srv := &graceful.Server{
+		Server: &http.Server{
+			Addr: "127.0.0.1:0",
+			Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				close(started)
+				<-finish
+				io.WriteString(w, "done")
+			}),
+		},
+		Timeout: 10 * time.Second,
+	}
+	stopped, err := srv.Start(context.Background()) // or ListenAndServe, which blocks
+	if err != nil {
+		log.Fatal(err)
+	}
+	answer := make(chan string)
+	go func() { answer <- body("http://" + srv.Addrs()[0].String()) }()
+
+	<-started
+	srv.Stop(10 * time.Second) // or SIGTERM
+	close(finish)
+	fmt.Println(<-answer)
+	<-stopped
+	fmt.Println(srv.Phase())
+	// Output:
+	// done
+	// stopped
+}
+
+// With ShutdownDelay the server fails its readiness probe first, and serves on
+// until the load balancer has noticed.
+func ExampleServer_ReadyHandler() {
+	mux := http.NewServeMux()
+	srv := &graceful.Server{
+		Server:        &http.Server{Addr: "127.0.0.1:0", Handler: mux},
+		ShutdownDelay: 5 * time.Second,
+		Timeout:       20 * time.Second,
+	}
+	mux.Handle("/", hello)
+	mux.Handle("/readyz", srv.ReadyHandler())
+	if _, err := srv.Start(context.Background()); err != nil {
+		log.Fatal(err)
+	}
+	url := "http://" + srv.Addrs()[0].String()
+	ready := func() int {
+		resp, err := http.Get(url + "/readyz")
+		if err != nil {
+			log.Fatal(err)
+		}
+		resp.Body.Close()
+		return resp.StatusCode
+	}
+
+	fmt.Println(srv.Phase(), ready(), body(url))
+	srv.Stop(20 * time.Second) // or SIGTERM
+	for srv.Phase() == graceful.PhaseServing {
+		time.Sleep(time.Millisecond) // Stop does not wait
+	}
+	fmt.Println(srv.Phase(), ready(), body(url))
+	srv.Close() // the example does not wait
+	// Output:
+	// serving 200 hello
+	// delaying 503 hello
+}
+
+// A request that takes longer than Timeout is cut off. Its context ends with the
+// cause ErrKilled, Shutdown returns it, and the report names the request.
+func ExampleReport() {
+	started, ended := make(chan struct{}), make(chan error)
+	srv := &graceful.Server{
+		Server: &http.Server{
+			Addr: "127.0.0.1:0",
+			Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				close(started)
+				<-r.Context().Done()
+				ended <- context.Cause(r.Context())
+			}),
+		},
+		Timeout: 20 * time.Millisecond,
+	}
+	if _, err := srv.Start(context.Background()); err != nil {
+		log.Fatal(err)
+	}
+	go body("http://" + srv.Addrs()[0].String() + "/reports?year=2025")
+	<-started
+
+	err := srv.Shutdown(context.Background())
+	fmt.Println(errors.Is(err, graceful.ErrKilled), errors.Is(<-ended, graceful.ErrKilled))
+	r := srv.Report()
+	fmt.Println("began by:", r.Reason)
+	fmt.Println("in progress then:", r.Start.Active)
+	for _, k := range r.Killed {
+		fmt.Println("killed:", k.Requests)
+	}
+	// Output:
+	// true true
+	// began by: Shutdown
+	// in progress then: 1
+	// killed: [GET "/reports?year=2025"]
+}
+
+// A stream of events has no end of its own. It ends when the server begins to
+// shut down, so that its client connects to another instance.
+func ExampleDraining() {
+	begun := make(chan struct{})
+	events := func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		fmt.Fprint(w, "data: hello\n\n")
+		http.NewResponseController(w).Flush()
+		close(begun)
+		tick := time.NewTicker(time.Minute)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				fmt.Fprint(w, ": still here\n\n")
+			case <-graceful.Draining(r.Context()):
+				fmt.Fprint(w, "event: bye\ndata: come back\n\n")
+				return
+			case <-r.Context().Done():
+				return
+			}
+		}
+	}
+	srv := &graceful.Server{Server: &http.Server{Addr: "127.0.0.1:0", Handler: http.HandlerFunc(events)}}
+	stopped, err := srv.Start(context.Background())
+	if err != nil {
+		log.Fatal(err)
+	}
+	go func() {
+		<-begun
+		srv.Stop(10 * time.Second) // or SIGTERM
+	}()
+
+	fmt.Print(body("http://" + srv.Addrs()[0].String()))
+	<-stopped
+	// Output:
+	// data: hello
+	//
+	// event: bye
+	// data: come back
+}
+
+// The Server closes the socket without losing the clients that have just
+// connected, because Listen opened it and no other process shares it.
+func ExampleListen() {
+	l, err := graceful.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	srv := &graceful.Server{Server: &http.Server{Handler: hello}, Timeout: 10 * time.Second}
+	served := make(chan error)
+	go func() { served <- srv.Serve(l) }()
+
+	fmt.Println(body("http://" + l.Addr().String()))
+	srv.Stop(10 * time.Second) // or SIGTERM
+	fmt.Println(<-served)
+	// Output:
+	// hello
+	// <nil>
+}
+
+// At most two connections are open at once. A third client waits until one of
+// them is closed.
+func ExampleLimitListener() {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer l.Close()
+	limited := graceful.LimitListener(l, 2)
+
+	var accepted []net.Conn
+	for range 2 {
+		client, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			log.Fatal(err)
+		}
+		defer client.Close()
+		c, err := limited.Accept()
+		if err != nil {
+			log.Fatal(err)
+		}
+		accepted = append(accepted, c)
+	}
+	client, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+	third := make(chan net.Conn)
+	go func() {
+		c, _ := limited.Accept()
+		third <- c
+	}()
+
+	select {
+	case <-third:
+		fmt.Println("accepted too early")
+	case <-time.After(20 * time.Millisecond):
+		fmt.Println("waiting")
+	}
+	accepted[0].Close()
+	(<-third).Close()
+	accepted[1].Close()
+	fmt.Println("accepted")
+	// Output:
+	// waiting
+	// accepted
+}
 
 // A web server hands letters to a pool of workers; both use a database. At the
 // end the server drains first, then the pool sends what is still in the queue,
@@ -121,6 +424,37 @@ func ExampleGroup_Go() {
 	})
 	fmt.Println(g.Run(context.Background()))
 	// Output: reader: disk full
+}
+
+// Another server's Shutdown leaves connections open when its context ends.
+// ShutdownThenClose closes them then. Here the time of the group is over while a
+// request is in progress.
+func ExampleShutdownThenClose() {
+	started := make(chan struct{})
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		close(started)
+		<-r.Context().Done() // ends when the connection is closed
+	})}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	g := &graceful.Group{Timeout: 50 * time.Millisecond}
+	g.Server("web", func() error { return srv.Serve(l) }, graceful.ShutdownThenClose(srv))
+	go func() {
+		go body("http://" + l.Addr().String())
+		<-started
+		g.Stop("the example is over")
+	}()
+
+	fmt.Println(g.Run(context.Background()))
+	for _, e := range g.Report().Entries {
+		fmt.Println(e.Kind, e.Name, e.Outcome)
+	}
+	// Output:
+	// web: context deadline exceeded
+	// server web cut
 }
 
 // A server of another kind needs two functions; this one has a graceful stop

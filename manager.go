@@ -23,13 +23,15 @@ type manager struct {
 	rules drainRules
 
 	// From connections to run. An event makes run look at the connection, so a
-	// stale or repeated event is harmless. add and remove are buffered, so that
-	// serving does not wait for run. If a connection's remove overtakes its add,
-	// run finds the connection closed.
+	// stale or repeated event is harmless. add and remove are buffered. While
+	// serving, run reads them only when a buffer is full or when an order depends
+	// on them, so that connections that come and go do not wake run. If a
+	// connection's remove overtakes its add, run finds the connection closed.
 	add    chan *conn
 	active chan *conn // from the drain on: the connection is in use
 	idle   chan *conn // from the drain on: the connection is idle
 	remove chan *conn
+	full   chan *conn // while serving: the buffer of add or remove is full
 
 	// From the shutdown to run.
 	start  chan chan<- census  // count the connections, and count how they end from now on
@@ -120,6 +122,7 @@ func newManager(rules drainRules) *manager {
 		active: make(chan *conn),
 		idle:   make(chan *conn),
 		remove: make(chan *conn, buffered),
+		full:   make(chan *conn),
 		start:  make(chan chan<- census),
 		begin:  make(chan struct{}),
 		sealed: make(chan struct{}),
@@ -141,8 +144,20 @@ func (m *manager) added(c *conn) bool {
 	if isClosed(m.done) {
 		return false // otherwise select may pick add, whose buffer may have room
 	}
+	return m.tell(m.add, c)
+}
+
+// tell sends c to run by a buffered channel. It reports false if run has returned.
+func (m *manager) tell(events chan *conn, c *conn) bool {
 	select {
-	case m.add <- c:
+	case events <- c:
+		return true
+	default:
+	}
+	select {
+	case events <- c: // from the drain on
+		return true
+	case m.full <- c:
 		return true
 	case <-m.done:
 		return false
@@ -165,12 +180,7 @@ func (m *manager) changed(c *conn, to connState) {
 }
 
 // removed tells run that c is closed.
-func (m *manager) removed(c *conn) {
-	select {
-	case m.remove <- c:
-	case <-m.done:
-	}
-}
+func (m *manager) removed(c *conn) { m.tell(m.remove, c) }
 
 // signal sends on begin or sealed to run, unless run has returned.
 func (m *manager) signal(order chan struct{}) {
@@ -220,8 +230,10 @@ func (m *manager) run() {
 	var (
 		conns  = make(map[*conn]struct{})
 		count  census
-		counts bool   // start has come
-		d      *drain // nil before the drain
+		counts bool         // start has come
+		d      *drain       // nil before the drain
+		add    <-chan *conn // m.add from the drain on
+		remove <-chan *conn // m.remove from the drain on
 		begin  = m.begin
 		sealed = m.sealed
 		vacant chan<- struct{} // m.vacant while draining without a connection
@@ -278,6 +290,10 @@ func (m *manager) run() {
 	for d == nil || sealed != nil || len(conns) > 0 {
 		vacant = nil
 		if d != nil {
+			catchUp() // more cheaply than by the select below
+			if sealed == nil && len(conns) == 0 {
+				break
+			}
 			d.expireForeign()
 			d.setAlarm(alarm)
 			if len(conns) == 0 {
@@ -285,14 +301,21 @@ func (m *manager) run() {
 			}
 		}
 		select {
-		case c := <-m.add:
+		case c := <-add:
 			take(c)
 		case c := <-m.active:
 			look(c)
 		case c := <-m.idle:
 			look(c)
-		case c := <-m.remove:
+		case c := <-remove:
 			forget(c)
+		case c := <-m.full:
+			catchUp()
+			if c.load().state() == connClosed {
+				forget(c)
+			} else {
+				take(c)
+			}
 		case vacant <- struct{}{}:
 
 		case reply := <-m.start:
@@ -302,7 +325,7 @@ func (m *manager) run() {
 		case <-begin:
 			begin = nil
 			catchUp()
-			counts = true
+			add, remove, counts = m.add, m.remove, true
 			m.draining.Store(true) // before any state is read: see draining
 			d = newDrain(m, &count)
 			for c := range conns {
