@@ -347,7 +347,7 @@ func TestStopBeforeServe(t *testing.T) {
 	}
 }
 
-// TestServeAfterEnd: a second life is refused with http.ErrServerClosed.
+// TestServeAfterEnd: a server that was stopped cannot serve again: http.ErrServerClosed.
 func TestServeAfterEnd(t *testing.T) {
 	s := serve(t, &graceful.Server{Server: &http.Server{Addr: "127.0.0.1:0", TLSConfig: serverTLS()}, IdleGrace: 20 * ms}, listenTCP(t))
 	waitAddr(s)
