@@ -113,7 +113,7 @@ const (
 )
 
 // A conn is one tracked connection. Its wrappers (tcpConn, unixConn, anyConn,
-// tlsConn) embed it above the connection that the listener produced, so that
+// tlsConn) embed it above the accepted connection, so that
 // its methods take precedence and all others are the connection's own.
 //
 // The goroutines that read and write the connection change its state with atomic
@@ -310,7 +310,7 @@ func (c *conn) expire() {
 // waits for the rest of a request's body.
 func (c *conn) expireSoon() {
 	expire := func() { c.raw.SetReadDeadline(aLongTimeAgo) }
-	if c.ours() {
+	if c.nonBlocking() {
 		expire()
 	} else {
 		go expire()
@@ -403,7 +403,7 @@ func (c *conn) cut() {
 
 // cutSoon is cut, on a goroutine of its own if the Close may block.
 func (c *conn) cutSoon() {
-	if c.ours() {
+	if c.nonBlocking() {
 		c.cut()
 	} else {
 		go c.cut()
@@ -425,10 +425,11 @@ func (c *conn) bottom() net.Conn {
 	}
 }
 
-// ours reports whether the connection is one of package net, with or without TLS
-// over it. Its Close and SetReadDeadline do not block, so that the manager and
-// killLeft may call them. Those of a caller's type may block.
-func (c *conn) ours() bool {
+// nonBlocking reports whether the connection's Close and SetReadDeadline do not
+// block, so that the manager and killLeft may call them. That is so for connections
+// of package net, with or without TLS over them. It is not known for callers'
+// types.
+func (c *conn) nonBlocking() bool {
 	switch c.bottom().(type) {
 	case *net.TCPConn, *net.UnixConn:
 		return true

@@ -483,12 +483,12 @@ func connOf(nc net.Conn) *conn {
 // connState is the ConnState hook of the http.Server that serves.
 func (s *Server) connState(nc net.Conn, state http.ConnState) {
 	if c := connOf(nc); c != nil { // nil for a connection that a TLSNextProto function has made
-		s.moved(c, state)
+		s.stateChanged(c, state)
 	}
 }
 
-// moved handles c's change to state, and calls the caller's hooks.
-func (s *Server) moved(c *conn, state http.ConnState) {
+// stateChanged handles c's change to state, and calls the caller's hooks.
+func (s *Server) stateChanged(c *conn, state http.ConnState) {
 	switch state {
 	case http.StateActive:
 		if !c.multiplexes() {
@@ -606,7 +606,7 @@ func (p *httpProtocol) runHooks() {
 }
 
 // shutdownUser calls Shutdown of the caller's http.Server without waiting for its
-// connections, unless it was called before.
+// connections, unless Shutdown was called on it before.
 func (s *Server) shutdownUser() {
 	s.side.mu.Lock()
 	ran := s.side.ranHooks

@@ -434,7 +434,7 @@ func (s *Server) serveALPN(c *tlsConn) bool {
 	}
 	// serve reports the states of tc, which connOf cannot map to c.
 	base := copyServer(hs)
-	base.ConnState = func(_ net.Conn, state http.ConnState) { s.moved(&c.conn, state) }
+	base.ConnState = func(_ net.Conn, state http.ConnState) { s.stateChanged(&c.conn, state) }
 	serve(base, tc, h)
 	return true
 }

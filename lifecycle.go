@@ -607,7 +607,7 @@ func nameConns(conns []*conn, killed []KilledConn) {
 	asked := 0
 	for i, c := range conns {
 		killed[i].RemoteAddr = "unknown"
-		if c.ours() {
+		if c.nonBlocking() {
 			killed[i].RemoteAddr = addrString(c.raw.RemoteAddr())
 			continue
 		}

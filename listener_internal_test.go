@@ -380,13 +380,13 @@ func TestDrainMemory(t *testing.T) {
 			c.word.Store(uint64(connIdle)) // since long ago
 			m.rules.grace, d.m.rules.grace = 0, 0
 			d.look(c) // is told to end
-			d.expireForeign()
+			d.expireBlocking()
 			c.goOn(connActive)
 			m.rules.grace, d.m.rules.grace = time.Hour, time.Hour
 		}
 	}
-	if n := len(d.waiting); n > conns || cap(d.waiting) > 4*conns || cap(d.foreign) > 4*conns {
-		t.Errorf("%d connections wait in %d places; room for %d, and for %d foreign ones", conns, n, cap(d.waiting), cap(d.foreign))
+	if n := len(d.waiting); n > conns || cap(d.waiting) > 4*conns || cap(d.toExpire) > 4*conns {
+		t.Errorf("%d connections wait in %d places; room for %d, and for %d foreign ones", conns, n, cap(d.waiting), cap(d.toExpire))
 	}
 	for _, c := range all {
 		d.forget(c)

@@ -294,7 +294,7 @@ func (m *manager) run() {
 			if sealed == nil && len(conns) == 0 {
 				break
 			}
-			d.expireForeign()
+			d.expireBlocking()
 			d.setAlarm(alarm)
 			if len(conns) == 0 {
 				vacant = m.vacant
@@ -389,8 +389,8 @@ type drain struct {
 	overdue time.Duration
 	alarmAt time.Duration // when the timer fires; never if it is stopped
 
-	// foreign are connections of callers' types whose read deadlines are to be set.
-	foreign []*conn
+	// toExpire are connections of callers' types whose read deadlines are to be set.
+	toExpire []*conn
 }
 
 const never = time.Duration(1<<63 - 1)
@@ -481,7 +481,7 @@ func (d *drain) end(c *conn, w connWord) {
 	case incomplete && c.wait.again:
 		c.cutSoon()
 		return
-	case c.has(flagHandshake) && !c.wait.again && c.ours() && sock.Pending(c.raw):
+	case c.has(flagHandshake) && !c.wait.again && c.nonBlocking() && sock.Pending(c.raw):
 		// The rest of the handshake, and perhaps a request, wait to be read.
 		c.wait.again = true
 		d.waiting.set(c, time.Since(d.m.began)+finalWait)
@@ -494,29 +494,29 @@ func (d *drain) end(c *conn, w connWord) {
 		return // the state has changed, so an event follows
 	}
 	c.wait.seen = connEnding
-	if c.ours() {
+	if c.nonBlocking() {
 		c.expire()
 	} else {
-		d.foreign = append(d.foreign, c)
+		d.toExpire = append(d.toExpire, c)
 	}
 	if d.overdue == 0 {
 		d.overdue = time.Since(d.m.began) + receivingLimit
 	}
 }
 
-// expireForeign sets the read deadlines of callers' connections, on other
+// expireBlocking sets the read deadlines of callers' connections, on other
 // goroutines since that may block. Each goroutine sets several, since one for
 // each connection would cost more than the rest of the drain.
-func (d *drain) expireForeign() {
+func (d *drain) expireBlocking() {
 	const together = 32
-	for batch := range slices.Chunk(d.foreign, together) {
+	for batch := range slices.Chunk(d.toExpire, together) {
 		go func() {
 			for _, c := range batch {
 				c.expire()
 			}
 		}()
 	}
-	d.foreign = nil
+	d.toExpire = nil
 }
 
 // cutOverdue cuts the connections that were told to end receivingLimit ago.
@@ -640,14 +640,14 @@ func (h waitHeap) Swap(i, j int) {
 	h[i].wait.at, h[j].wait.at = int32(i)+1, int32(j)+1
 }
 
-// Push is heap.Interface's.
+// Push implements heap.Interface.
 func (h *waitHeap) Push(x any) {
 	c := x.(*conn)
 	*h = append(*h, c)
 	c.wait.at = int32(len(*h))
 }
 
-// Pop is heap.Interface's.
+// Pop implements heap.Interface.
 func (h *waitHeap) Pop() any {
 	old := *h
 	c := old[len(old)-1]
