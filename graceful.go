@@ -406,10 +406,9 @@ func (s *Server) Close() error {
 // passed, f is called at once.
 //
 // Functions that were registered with the inner http.Server are called at the
-// same time, as by its own Shutdown. If the program calls the inner http.Server's
-// Shutdown, which begins this Server's shutdown, that call runs them, and this
-// Server does not run them again. Each further call of the inner http.Server's
-// Shutdown runs them again, as under net/http.
+// same time, unless the program has called the inner http.Server's own Shutdown,
+// which begins this Server's shutdown and calls them itself. Calling that Shutdown
+// a second time, or once they have run, runs them again, as under net/http.
 //
 // golang.org/x/net/http2.ConfigureServer registers such a function, which sends a
 // final GOAWAY on its HTTP/2 connections. After ConfigureServer, the functions of
