@@ -123,9 +123,9 @@ type Group struct {
 	holding context.Context         // the context that Finishing's ends with
 	endWork context.CancelFunc      // cancels working
 	cutWork context.CancelCauseFunc // cancels holding
-	// letOthers makes servers outside the group, which catch the same signals,
+	// releaseOthers makes servers outside the group, which catch the same signals,
 	// drain as well; see delayCatchers.
-	letOthers func()
+	releaseOthers func()
 }
 
 // Server adds a server of any kind. serve blocks while it serves. shutdown makes

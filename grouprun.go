@@ -43,9 +43,9 @@ func (g *Group) Start(ctx context.Context) (stopped <-chan struct{}, err error) 
 	g.mu.Unlock()
 
 	stopSignals := func() {}
-	g.letOthers = func() {}
+	g.releaseOthers = func() {}
 	if !g.NoSignalHandling {
-		g.letOthers = delayCatchers()
+		g.releaseOthers = delayCatchers()
 		stopSignals = catchSignalsUntil(make(chan struct{}), g.signalled, g.signalledAgain)
 	}
 	forget := context.AfterFunc(ctx, func() {
@@ -271,7 +271,7 @@ func (g *Group) run(release func()) {
 		}
 	}
 	g.delay()
-	g.letOthers()
+	g.releaseOthers()
 	g.drainServers()
 	g.endWorkers()
 	g.cleanUp()

@@ -398,8 +398,8 @@ func (x *exchange) timeOut() {
 	much := x.major < 2 && unread && max(x.length, x.read) > http1Rest
 	x.mu.Unlock()
 
-	first := x.major >= 2 || much // answer before the handler's Read has returned
-	if abort || !first {
+	answerFirst := x.major >= 2 || much // before the handler's Read has returned
+	if abort || !answerFirst {
 		x.interrupt(abort && unread)
 	}
 	if abort {
@@ -423,7 +423,7 @@ func (x *exchange) timeOut() {
 		}
 	}
 	x.cfg.Answer(x.w, x.accept)
-	if !first || !x.hasBody {
+	if !answerFirst || !x.hasBody {
 		return
 	}
 
