@@ -36,8 +36,8 @@ import (
 // Accept returns no error before the shutdown is over, unless Close was called,
 // because many servers close all their connections when Accept fails.
 //
-// The fields must not be changed after the first call of a method. The methods
-// may be called concurrently.
+// The fields must not be changed once Accept, Close or Shutdown has been called.
+// The methods may be called concurrently.
 type Listener struct {
 	// Timeout is how long the shutdown waits for connections in use once
 	// draining has begun, before it closes them. 0 waits without limit, even
