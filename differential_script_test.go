@@ -10,6 +10,7 @@ import (
 
 // A diffScript is what a client does, and when the server is stopped.
 type diffScript struct {
+	seed     uint64 // 0 if a fuzzer's bytes made it
 	stream   []byte
 	ends     map[int]bool  // offsets in stream between two requests
 	requests []int         // offsets of the ends of the requests
@@ -27,30 +28,36 @@ type diffPiece struct {
 	pause time.Duration // before it
 }
 
-// within reports whether the request behind the first n has begun by the offset,
-// and not ended. CR and LF begin none.
-func (s *diffScript) within(offset, n int) bool {
-	begun := 0
+// within reports whether the request behind the first n has begun before the
+// piece, has not ended, and can't have been given up, which takes five seconds
+// from its beginning. CR and LF begin none.
+func (s *diffScript) within(piece, n int) bool {
+	whole, begin := 0, 0
+	offset := s.pieces[piece-1].end
 	for _, end := range s.requests {
 		if end <= offset {
-			begun++
+			whole++
 		}
 	}
-	if begun < n {
+	for end := range s.ends {
+		if end <= offset {
+			begin = max(begin, end)
+		}
+	}
+	if whole < n || strings.Trim(string(s.stream[begin:offset]), "\r\n") == "" {
 		return false
 	}
-	for ; !s.ends[offset]; offset-- {
-		if b := s.stream[offset-1]; b != '\r' && b != '\n' {
-			return true
-		}
+	age := s.late
+	for i := piece; i > 0 && s.pieces[i-1].end > begin; i-- {
+		age += s.pieces[i].pause
 	}
-	return false
+	return age < 5*time.Second
 }
 
 func (s *diffScript) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "stop before piece %d or at gate %d, then %v; delay %v; TLS %d; holds %v\n",
-		s.stopAt, s.stopGate, s.late, s.delay, s.tls, s.holds)
+	fmt.Fprintf(&b, "seed %d; stop before piece %d or at gate %d, then %v; delay %v; TLS %d; holds %v\n",
+		s.seed, s.stopAt, s.stopGate, s.late, s.delay, s.tls, s.holds)
 	from := 0
 	for i, p := range s.pieces {
 		text := strconv.Quote(string(s.stream[from:p.end]))
@@ -79,6 +86,13 @@ func (w *diffWriter) chance(n int) bool { return w.roll(n) == n-1 }
 
 // cut marks the offset as one at which a piece may end.
 func (w *diffWriter) cut() { w.cuts = append(w.cuts, len(w.b)) }
+
+// newSeededScript returns the stream of a seed.
+func newSeededScript(seed uint64) *diffScript {
+	s := newDiffScript(diffDice(seed))
+	s.seed = seed
+	return s
+}
 
 func newDiffScript(roll func(n int) int) *diffScript {
 	w := &diffWriter{roll: roll}

@@ -500,7 +500,7 @@ func TestGroupTooLate(t *testing.T) {
 			t.Error(err)
 		}
 		synctest.Wait()
-		s.want(t, "0 graceful: worker worker came too late to be started",
-			"1 graceful: cleanup cache came too late to be run", "2 over")
+		s.want(t, "0 graceful: worker worker was added too late and is not started",
+			"1 graceful: cleanup cache was added too late and is not run", "2 over")
 	})
 }

@@ -142,8 +142,7 @@ func TestKeepAlivesDisabledAndStuck(t *testing.T) {
 // A lockedListener's methods share a lock.
 type lockedListener struct {
 	*net.TCPListener
-	mu   sync.Mutex
-	free chan struct{}
+	mu sync.Mutex
 }
 
 func (l *lockedListener) Accept() (net.Conn, error) {

@@ -94,7 +94,7 @@ func (s *Server) prepare() error {
 			s.side.mu.Lock()
 			s.side.ranHooks = true
 			s.side.mu.Unlock()
-			s.life.order("Shutdown of the http.Server", nil)
+			s.life.begin("Shutdown of the http.Server", nil)
 		})
 	})
 	return s.side.err
@@ -533,9 +533,9 @@ func (p *httpProtocol) logf(format string, args ...any) { p.server().logf(format
 
 func (p *httpProtocol) config() lifeConfig {
 	s := p.server()
-	rules := drainRules{grace: s.idleGrace(), half: halfRequest, waitHijacked: s.WaitHijacked}
+	rules := drainRules{grace: s.idleGrace(), receiving: receivingLimit, waitHijacked: s.WaitHijacked}
 	if s.side.http2 == http2Program {
-		rules.untold = s.countUntold
+		rules.openToStreams = s.countUntold
 	}
 	return lifeConfig{delay: s.ShutdownDelay, timeout: s.Timeout, rules: rules}
 }

@@ -68,7 +68,7 @@ type http2Conn struct {
 	announced bool // the first GOAWAY is asked for
 	told      bool // a GOAWAY has begun to go out, ours or the server's
 	acked     bool // the client knows that it may open no more streams
-	counted   bool // it is among those that rules.untold counts
+	counted   bool // it is among those that rules.openToStreams counts
 	finishing bool // the final GOAWAY follows the last stream
 	lingering bool // finishing without a stream: the timer cuts the connection
 
@@ -86,7 +86,7 @@ type http2Conn struct {
 func (c *conn) followHTTP2(sawPreface bool) *http2Conn {
 	h := &http2Conn{c: c, grace: c.m.rules.grace}
 	h.quiet.L = &h.mu
-	if f := c.m.rules.untold; f != nil {
+	if f := c.m.rules.openToStreams; f != nil {
 		h.counted = true
 		f(1)
 	}
@@ -276,7 +276,7 @@ func (h *http2Conn) scheduleLocked() {
 func (h *http2Conn) toldLocked() {
 	if h.counted {
 		h.counted = false
-		h.c.m.rules.untold(-1)
+		h.c.m.rules.openToStreams(-1)
 	}
 }
 

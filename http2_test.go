@@ -10,7 +10,6 @@ import (
 	"encoding/binary"
 	"math/big"
 	"net"
-	"net/http"
 	"os"
 	"slices"
 	"sync"
@@ -808,13 +807,59 @@ func FuzzHTTP2Conn(f *testing.F) {
 	})
 }
 
-// h2Transport returns a client transport that speaks HTTP/2 only.
-func h2Transport(overTLS bool) *http.Transport {
-	t := &http.Transport{TLSClientConfig: testTLS.Clone(), Protocols: new(http.Protocols)}
-	if overTLS {
-		t.Protocols.SetHTTP2(true)
-	} else {
-		t.Protocols.SetUnencryptedHTTP2(true)
+// A sink is a connection that costs nothing: it is asked for the same bytes again
+// and again.
+type sink struct {
+	net.Conn
+	in []byte
+	at int
+}
+
+func (s *sink) Write(p []byte) (int, error) { return len(p), nil }
+
+func (s *sink) Read(p []byte) (int, error) {
+	n := copy(p, s.in[s.at:])
+	s.at = (s.at + n) % len(s.in)
+	return n, nil
+}
+
+// followedRequest returns a function that has a request and its response pass a
+// connection, as net/http reads and writes them, and the connection.
+func followedRequest() (pass func(), f followed) {
+	request := frame(frameHeaders, flagEndStream|flagEndHeaders, 0, make([]byte, 30)...)
+	header := frame(frameHeaders, flagEndHeaders, 0, make([]byte, 50)...)
+	response := concat(header, frame(frameData, flagEndStream, 0, make([]byte, 100)...))
+	f = follow(&sink{in: request}, 0)
+	buf := make([]byte, 30)
+	stream := uint32(1)
+	return func() {
+		for _, b := range [][]byte{request, response, response[len(header):]} {
+			binary.BigEndian.PutUint32(b[5:], stream)
+		}
+		stream += 2
+		f.Read(buf[:9])
+		f.Read(buf)
+		f.Write(response)
+	}, f
+}
+
+// TestHTTP2FollowedAllocatesNothing: following its frames costs a request no
+// allocation, and leaves no stream behind.
+func TestHTTP2FollowedAllocatesNothing(t *testing.T) {
+	pass, f := followedRequest()
+	if n := testing.AllocsPerRun(1000, pass); n != 0 {
+		t.Errorf("%v allocations per request", n)
 	}
-	return t
+	if n := f.streams.Open(); n != 0 || f.streams.Highest() == 0 {
+		t.Errorf("%d streams are open, the highest is %d: the test does not do what it says", n, f.streams.Highest())
+	}
+}
+
+// BenchmarkHTTP2Followed is what following its frames adds to one request.
+func BenchmarkHTTP2Followed(b *testing.B) {
+	pass, _ := followedRequest()
+	b.ReportAllocs()
+	for b.Loop() {
+		pass()
+	}
 }

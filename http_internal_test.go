@@ -125,7 +125,7 @@ func TestAskMeanwhile(t *testing.T) {
 			s.Stop(0)
 			synctest.Wait()
 			began := time.Now()
-			if got := s.life.ask("terminated", nil); got != agreed || time.Since(began) != time.Second {
+			if got := s.life.tryBegin("terminated", nil); got != agreed || time.Since(began) != time.Second {
 				t.Errorf("ask returned %v after %v, want %v", got, time.Since(began), agreed)
 			}
 			if got := s.Phase() != PhaseServing; got != agreed {

@@ -787,10 +787,11 @@ func TestHooksOnce(t *testing.T) {
 						l := newVirtListener()
 						closed := make(chan struct{})
 						killed := name == "Close" || name == "Stop, Close" || name == "a context that ended"
-						// Closing takes a second, and a request is in progress.
+						// Closing takes almost as long as the hooks wait for it, and a
+						// request is in progress.
 						cl := &hookedListener{Listener: l, close: func() error {
 							if !killed {
-								time.Sleep(time.Second)
+								time.Sleep(900 * ms)
 							}
 							defer close(closed)
 							return l.Close()

@@ -364,7 +364,7 @@ func TestFlood(t *testing.T) {
 // to grow by an entry for each command.
 func TestDrainMemory(t *testing.T) {
 	const conns = 8
-	m := newManager(drainRules{grace: time.Hour, half: time.Hour})
+	m := newManager(drainRules{grace: time.Hour, receiving: time.Hour})
 	var count census
 	d := newDrain(m, &count)
 	var all []*conn

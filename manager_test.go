@@ -24,7 +24,7 @@ func TestHurryPassesWhoWaitsLonger(t *testing.T) {
 		go m.run()
 		accept := func() (*fakeConn, net.Conn, *conn) {
 			f := newFakeConn(func() {})
-			nc, c := track(m, f, nil, new(turns))
+			nc, c := track(m, f, nil, new(ioState))
 			m.added(c)
 			return f, nc, c
 		}
@@ -175,6 +175,7 @@ func TestEndCannotBePutOff(t *testing.T) {
 	}
 	c.expire()
 	for _, d := range []time.Time{{}, time.Now().Add(time.Hour)} {
+		c.h1.response() // the second deadline behind it would say that a request is there
 		nc.SetReadDeadline(d)
 		if _, err := nc.Read(make([]byte, 1)); err != io.EOF {
 			t.Errorf("Read: %v; want io.EOF", err)

@@ -618,7 +618,7 @@ func TestSystemdWatchdog(t *testing.T) {
 		t.Error("no error")
 	}
 
-	t.Setenv("WATCHDOG_USEC", "20000")
+	t.Setenv("WATCHDOG_USEC", "400000")
 	next := notifySocket(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	asked := 0
