@@ -253,7 +253,12 @@ func (m *manager) run() {
 	}
 	take := func(c *conn) {
 		if c.load().state() == connClosed {
-			return // its remove was received already, or follows
+			// Its remove was received already, or follows: it finds nothing.
+			if counts {
+				count.late++
+				count.finished++
+			}
+			return
 		}
 		conns[c] = struct{}{}
 		if counts {
