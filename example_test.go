@@ -351,7 +351,7 @@ func ExampleGroup() {
 		return nil
 	})
 
-	// In a program this is the signal's doing.
+	// In a program a signal ends it.
 	ctx, stop := context.WithCancel(context.Background())
 	go func() {
 		resp, err := http.Get("http://" + l.Addr().String() + "/?to=Ada")
@@ -457,8 +457,8 @@ func ExampleShutdownThenClose() {
 	// server web cut
 }
 
-// A server of another kind needs two functions; this one has a graceful stop
-// that knows no context, like *grpc.Server.
+// A server whose graceful stop takes no context, like *grpc.Server, needs a second
+// function that ends it at once.
 func ExampleStopThenKill() {
 	var s exampleServer // s := grpc.NewServer()
 	s.quit = make(chan struct{})
@@ -599,8 +599,8 @@ func ExampleNewListener() {
 	// 1 was idle and closed, 0 killed
 }
 
-// A server that answers "accepted" at once, and lets a worker do the work: the
-// connection looks idle from then on, and is not.
+// A server that answers "accepted" at once and lets a worker do the work. Without
+// Busy the connection would be idle after that answer.
 func ExampleBusy() {
 	below, err := graceful.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -688,7 +688,7 @@ func Example_middleware() {
 	// /hello?timeout=2: 400 the query parameter timeout must be a duration with its unit, like 1.5s or 300ms
 }
 
-// Work that is no request can be counted, too.
+// Work other than requests can be counted, too.
 func ExampleInFlight() {
 	var f graceful.InFlight
 	job := func() error {
@@ -710,7 +710,7 @@ func ExampleInFlight() {
 	// graceful: draining, nothing new is admitted
 }
 
-// A handler that ignores its context gets no say in the matter.
+// A handler that ignores its context does not keep its client waiting.
 func ExampleRequestTimeout() {
 	done := make(chan struct{})
 	t := graceful.RequestTimeout{Max: 10 * time.Millisecond}
@@ -731,7 +731,7 @@ func ExampleRequestTimeout() {
 	// http: Handler timeout
 }
 
-// With RequestDeadline the handler answers for itself.
+// With RequestDeadline the handler answers by itself.
 func ExampleRequestDeadline() {
 	query := func(ctx context.Context) error { <-ctx.Done(); return context.Cause(ctx) }
 
@@ -751,7 +751,7 @@ func ExampleRequestDeadline() {
 func ExampleHealth() {
 	health := graceful.Health{WaitForReady: true}
 	health.AddCheck("database", func(ctx context.Context) error {
-		return errors.New("no route to 10.0.0.7") // not for everybody's eyes
+		return errors.New("no route to 10.0.0.7") // not shown in the answer
 	})
 	probe := func(query string) {
 		w := httptest.NewRecorder()
@@ -769,7 +769,7 @@ func ExampleHealth() {
 	// 200 [+]startup ok; [+]shutdown ok; [+]database excluded; ok
 }
 
-// A database without which nothing works, and a search without which most does.
+// The database is needed for every request, the search for some only.
 func ExampleHealth_Add() {
 	var health graceful.Health
 	health.AddCheck("database", func(context.Context) error { return nil })
@@ -792,8 +792,8 @@ func ExampleHealth_Add() {
 	// ok
 }
 
-// A service of systemd's Type=notify. Where it is not systemd that runs it, the
-// calls do nothing.
+// A service of systemd's Type=notify. If systemd does not run it, the calls do
+// nothing.
 func ExampleSystemdNotify() {
 	health := new(graceful.Health)
 	srv := &graceful.Server{
@@ -802,7 +802,7 @@ func ExampleSystemdNotify() {
 		Health:  health,
 	}
 	srv.ShutdownInitiated = func() {
-		// In case that TimeoutStopSec is shorter than the drain may be.
+		// TimeoutStopSec may be shorter than the drain.
 		graceful.SystemdNotify("STOPPING=1", fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", (srv.Timeout+5*time.Second).Microseconds()))
 	}
 	ctx, cancel := context.WithCancel(context.Background())

@@ -49,10 +49,9 @@ type Server struct {
 	Timeout time.Duration
 
 	// ListenLimit is how many connections may be open at once, over all
-	// listeners of the Server. 0 means no limit. A *tls.Conn from the caller's
-	// own listener gives its slot back when it is hijacked. On systems other than
-	// Linux, where the accept queue cannot be inspected, the drain may accept one
-	// more connection, which is served when there is a slot.
+	// listeners of the Server, hijacked ones included. 0 means no limit. On systems
+	// other than Linux, where the accept queue cannot be inspected, the drain may
+	// accept one more connection, which is served when there is a slot.
 	ListenLimit int
 
 	// TCPKeepAlive is the period between TCP keep-alive probes on
@@ -125,9 +124,6 @@ type Server struct {
 	// WaitHijacked makes the drain wait for hijacked connections (WebSockets) as
 	// it does for requests, and close them after Timeout. If it is false,
 	// hijacked connections are left open, as by net/http.
-	//
-	// *tls.Conn connections from the caller's own listener are always left open
-	// once they are hijacked.
 	WaitHijacked bool
 
 	// ReusePort lets another process of the same user bind the same port

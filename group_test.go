@@ -21,7 +21,7 @@ import (
 
 // TestGroupOfOurs: a Server and a Listener in one group, each with a client in
 // the middle of something. During the delay both serve on, unready; then both
-// finish what they hold; nobody is cut.
+// finish what they hold, and no connection is cut.
 func TestGroupOfOurs(t *testing.T) {
 	entered, finish := make(chan struct{}), make(chan struct{})
 	srv := &graceful.Server{

@@ -18,8 +18,8 @@ import (
 )
 
 // portable makes a Server's next listener one of a system where nothing but
-// deadlines is known: no socket can be told to admit nobody, and of no queue
-// can be told whether it is empty.
+// deadlines is known: a socket cannot be told to admit no connections, and whether
+// a queue is empty cannot be found out.
 func portable(t *testing.T, s *Server) net.Listener {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -46,9 +46,9 @@ func servePortable(t *testing.T, s *Server, l net.Listener) <-chan error {
 	return done
 }
 
-// TestPortableQueue: where the queue cannot be looked into it is emptied all
-// the same: who has connected and sent a request before the stop is answered,
-// though nobody was accepted meanwhile.
+// TestPortableQueue: a queue that cannot be inspected is emptied as well. A client
+// that has connected and sent a request before the stop is answered, although no
+// connection was accepted meanwhile.
 func TestPortableQueue(t *testing.T) {
 	t.Parallel()
 	for range 3 {
@@ -95,7 +95,7 @@ func TestPortableQueue(t *testing.T) {
 		for range n {
 			<-entered
 		}
-		// Nobody else comes, and nobody is waited for: it is closed.
+		// No other client comes, and none is waited for: it is closed.
 		waitClosed(t, l)
 		close(open)
 		clients.Wait()
@@ -108,7 +108,7 @@ func TestPortableQueue(t *testing.T) {
 	}
 }
 
-// A slowListener accepts nobody until it may.
+// A slowListener accepts no connection until it may.
 type slowListener struct {
 	*net.TCPListener
 	mayGo chan struct{}
@@ -134,8 +134,8 @@ func (l *starvedListener) Accept() (net.Conn, error) {
 	return l.TCPListener.Accept()
 }
 
-// TestStarvedQueue: who waits in the queue at the stop is answered though there
-// is no file descriptor for a moment. The listener used to be closed at the
+// TestStarvedQueue: connections in the queue at the stop are answered although no
+// file descriptor is free for a moment. The listener used to be closed at the
 // first error, and reset them.
 func TestStarvedQueue(t *testing.T) {
 	t.Parallel()
@@ -173,8 +173,8 @@ func TestStarvedQueue(t *testing.T) {
 
 // TestPortableBusy: stops while clients make a connection for each request.
 // Some are refused or reset when the socket is closed: the kernel goes on
-// completing handshakes for it, which only Linux can be talked out of. Whoever
-// was accepted is answered.
+// completing handshakes for it, which can be prevented on Linux only. Every
+// connection that was accepted is answered.
 func TestPortableBusy(t *testing.T) {
 	t.Parallel()
 	const enough = 100
@@ -225,8 +225,8 @@ func TestPortableBusy(t *testing.T) {
 	}
 }
 
-// TestPortableLimit: with all slots taken, and nobody in a queue that tells
-// nothing, the socket is closed without waiting for a slot.
+// TestPortableLimit: with all slots taken, and an empty queue that cannot be
+// inspected, the socket is closed without waiting for a slot.
 func TestPortableLimit(t *testing.T) {
 	t.Parallel()
 	open, entered := make(chan struct{}), make(chan struct{})
@@ -263,7 +263,7 @@ func TestPortableLimit(t *testing.T) {
 	}
 }
 
-// waitClosed waits until nobody can connect to l any more.
+// waitClosed waits until connections to l are refused.
 func waitClosed(t *testing.T, l net.Listener) {
 	t.Helper()
 	for began := time.Now(); ; time.Sleep(time.Millisecond) {
@@ -470,9 +470,8 @@ type deadlineOnly struct {
 
 func (l deadlineOnly) SetDeadline(t time.Time) error { return l.below.SetDeadline(t) }
 
-// TestBlindLimit: where the queue can't be looked into, who waits in it when
-// the stop comes and all slots are taken is served as they come free, and not
-// before. The queue used to be given up.
+// TestBlindLimit: connections in a queue that can't be inspected, when the stop
+// comes and all slots are taken, are served as slots come free, and not before. The queue used to be given up.
 func TestBlindLimit(t *testing.T) {
 	t.Parallel()
 	const limit, clients = 2, 8
@@ -532,8 +531,8 @@ func TestBlindLimit(t *testing.T) {
 	}
 }
 
-// TestBlindLimitKill: who was accepted and waits for a slot is let go of when
-// the time is over.
+// TestBlindLimitKill: a connection that was accepted and waits for a slot is closed
+// when the time is over.
 func TestBlindLimitKill(t *testing.T) {
 	t.Parallel()
 	entered, open := make(chan struct{}, 1), make(chan struct{})

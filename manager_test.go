@@ -116,7 +116,7 @@ func startManager(t *testing.T) *manager {
 	return m
 }
 
-// awaitPending waits until bytes have come to c, which nobody reads.
+// awaitPending waits until bytes have come to c, which no goroutine reads.
 func awaitPending(t *testing.T, c *conn) {
 	for began := time.Now(); !sock.Pending(c.raw); time.Sleep(time.Millisecond) {
 		if time.Since(began) > 10*time.Second {

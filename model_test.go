@@ -23,9 +23,10 @@ var (
 
 // TestModel plays random sequences of what can happen to connections, for a
 // protocol that reports its states (as HTTP does) and for one whose states come
-// from Read and Write, and looks after each event whether the manager and the
-// reference of reference_test.go say the same: who is open and in which state,
-// who was ended and when to the nanosecond, and when the drain was over. A failure names the seed that replays it:
+// from Read and Write. After each event the manager and the reference must agree:
+// on which connections are open and in which state, which were ended and when (to
+// the nanosecond), and when the drain was over. A failure names the seed that
+// replays it:
 //
 //	go test -run 'TestModel' -model.seed 1234
 func TestModel(t *testing.T) {
@@ -69,7 +70,7 @@ func playModel(t *testing.T, protocol string, seed uint64) {
 	})
 }
 
-// A play is one sequence: the manager, the reference, and who acts on both.
+// A play is one sequence: the manager, the reference, and the actors on both.
 type play struct {
 	t     *testing.T
 	rng   *rand.Rand
@@ -592,7 +593,7 @@ func (f *reference) advance(to time.Duration) {
 	f.now = to
 }
 
-// settle ends whoever has to end now, and sees whether that was all.
+// settle ends the connections that have to end now, and the drain if none is left.
 func (f *reference) settle() {
 	if !f.draining || f.doneAt >= 0 {
 		return

@@ -33,6 +33,11 @@ import (
 // pending Read returns io.EOF, as if the peer had closed the connection. So a
 // server that reads, handles and writes in turn ends its connections as usual.
 //
+// Protocols that answer out of order (gRPC, multiplexed RPC) must not be served
+// behind a Listener: after a quick answer the connection is idle although a slow
+// call is in progress, and the drain closes it. Use Group.Server with StopThenKill
+// or ShutdownThenClose for their servers, or Busy for each call.
+//
 // Accept returns no error before the shutdown is over, unless Close was called,
 // because many servers close all their connections when Accept fails.
 //
