@@ -81,6 +81,9 @@ type drainRules struct {
 	// without limit.
 	patience time.Duration
 
+	// multiplexed makes grace not apply to idle connections: only patience does.
+	multiplexed bool
+
 	// waitHijacked makes the drain wait for hijacked connections.
 	waitHijacked bool
 
@@ -457,6 +460,8 @@ func (d *drain) until(c *conn, w connWord) (due time.Duration, bounded bool) {
 		switch {
 		case w.state() == connIdle && d.hurry:
 			return 0, true
+		case w.state() == connIdle && d.m.rules.multiplexed:
+			return d.begin + d.m.rules.patience, d.m.rules.patience > 0
 		case c.has(flagForeign):
 			return max(w.since(), d.begin) + d.m.rules.grace, true
 		}

@@ -33,10 +33,11 @@ import (
 // pending Read returns io.EOF, as if the peer had closed the connection. So a
 // server that reads, handles and writes in turn ends its connections as usual.
 //
-// Protocols that answer out of order (gRPC, multiplexed RPC) must not be served
-// behind a Listener: after a quick answer the connection is idle although a slow
-// call is in progress, and the drain closes it. Use Group.Server with StopThenKill
-// or ShutdownThenClose for their servers, or Busy for each call.
+// For protocols that answer out of order (gRPC, multiplexed RPC) that is wrong:
+// after a quick answer the connection looks idle although a slow call is in
+// progress. If the server has a graceful stop of its own, use Group.Server with
+// StopThenKill or ShutdownThenClose. Otherwise set Multiplexed, or call Busy for
+// each call.
 //
 // Accept returns no error before the shutdown is over, unless Close was called,
 // because many servers close all their connections when Accept fails.
@@ -61,8 +62,16 @@ type Listener struct {
 	// Patience is how long after the begin of draining IdleGrace applies. From
 	// then on a connection is closed as soon as it is idle, because the clients
 	// of a protocol without a goodbye message may never pause for IdleGrace.
-	// 0 means four times IdleGrace, a negative value no limit.
+	// 0 means four times IdleGrace, or 2 s if that is negative. A negative value
+	// means no limit.
 	Patience time.Duration
+
+	// Multiplexed says that the protocol answers out of order, so that a
+	// connection may look idle while a call is in progress. IdleGrace then does
+	// not end a connection on which the server has answered: the connection stays
+	// open until the peer or the server closes it, until Patience is over, or
+	// until Timeout. So Patience should be as long as the slowest call.
+	Multiplexed bool
 
 	// Limit is how many connections may be open at once; 0 means no limit.
 	// Accept waits while the limit is reached.
@@ -311,11 +320,11 @@ func (p *anyProtocol) config() lifeConfig {
 	cfg := lifeConfig{
 		delay:   p.ShutdownDelay,
 		timeout: p.Timeout,
-		rules:   drainRules{grace: graceOf(p.IdleGrace), patience: p.Patience},
+		rules:   drainRules{grace: graceOf(p.IdleGrace), patience: p.Patience, multiplexed: p.Multiplexed},
 	}
 	switch {
 	case p.Patience == 0:
-		cfg.rules.patience = 4 * cfg.rules.grace
+		cfg.rules.patience = 4 * cmp.Or(cfg.rules.grace, defaultIdleGrace)
 	case p.Patience < 0:
 		cfg.rules.patience = 0
 	}

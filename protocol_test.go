@@ -777,3 +777,61 @@ func TestListenerNeedsServeInGroup(t *testing.T) {
 		t.Error("a Listener served by itself")
 	}
 }
+
+// TestListenerMultiplexed: the answer to a slow call comes although a quick one was
+// answered meanwhile, so that the connection looks idle. The connection ends with
+// Patience, or when the peer closes it.
+func TestListenerMultiplexed(t *testing.T) {
+	for _, c := range []struct {
+		name         string
+		multiplexed  bool
+		grace        time.Duration
+		patience     time.Duration
+		slow, closes time.Duration // the slow call, and when the client closes; 0 for not
+		answered     bool
+		end          time.Duration
+	}{
+		{name: "not set", slow: 3 * time.Second, end: 500 * time.Millisecond},
+		{name: "set", multiplexed: true, patience: 10 * time.Second, slow: 3 * time.Second, answered: true, end: 10 * time.Second},
+		{name: "default patience", multiplexed: true, slow: 1900 * time.Millisecond, answered: true, end: 2 * time.Second},
+		{name: "no quiet period", multiplexed: true, grace: -1, slow: 1900 * time.Millisecond, answered: true, end: 2 * time.Second},
+		{name: "the peer closes", multiplexed: true, patience: -1, slow: time.Minute, closes: time.Hour, answered: true, end: time.Hour},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ql, l := newQueued()
+				l.Multiplexed, l.IdleGrace, l.Patience = c.multiplexed, c.grace, c.patience
+				s := &lineServer{}
+				s.handle = func(nc net.Conn, line string) (string, bool) {
+					if line != "slow" {
+						return "", false
+					}
+					s.conns.Go(func() {
+						time.Sleep(c.slow)
+						io.WriteString(nc, "the slow answer\n")
+					})
+					return "", true
+				}
+				s.start(l)
+				client := newLineClient(ql.dial())
+				client.say(t, "slow\n")
+				client.ask(t, "quick")
+				began := time.Now()
+				stopped := beginShut(t, l)
+				if c.answered {
+					client.hear(t, "the slow answer")
+					wantTime(t, "the slow answer", time.Since(began), c.slow)
+				}
+				if c.closes > 0 {
+					time.Sleep(c.closes - time.Since(began))
+					client.Close()
+				} else if rest, err := io.ReadAll(client.r); err != nil || len(rest) > 0 {
+					t.Errorf("at the end: %q, %v", rest, err)
+				}
+				wantTime(t, "the connection's end", time.Since(began), c.end)
+				wantTime(t, "the shutdown's", <-stopped, c.end)
+				s.wait()
+			})
+		})
+	}
+}
