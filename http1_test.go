@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/seed-121bbccf/graceful/internal/traffic"
 )
 
 func TestFarewellIn(t *testing.T) {
@@ -287,7 +289,8 @@ func (tc farewellCase) play(t *testing.T, over string) {
 		t.Fatal(err)
 	}
 	defer nc.Close()
-	config := &tls.Config{Certificates: []tls.Certificate{testCert}, NextProtos: []string{"http/1.1"}}
+	config := traffic.ServerTLS()
+	config.NextProtos = []string{"http/1.1"}
 	switch over {
 	case "TCP":
 		go srv.Serve(l)
@@ -298,7 +301,9 @@ func (tc farewellCase) play(t *testing.T, over string) {
 		go srv.Serve(tls.NewListener(l, config))
 	}
 	if over != "TCP" {
-		nc = tls.Client(nc, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"http/1.1"}})
+		trust := traffic.ClientTLS()
+		trust.ServerName, trust.NextProtos = "localhost", config.NextProtos
+		nc = tls.Client(nc, trust)
 	}
 	br := bufio.NewReader(nc)
 	response := func() *http.Response {
