@@ -506,26 +506,12 @@ func TestMisusePanics(t *testing.T) {
 	}
 }
 
-// failingListener fails from the second Accept on.
-type failingListener struct {
-	net.Listener
-	n   int
-	err error
-}
-
-func (l *failingListener) Accept() (net.Conn, error) {
-	if l.n++; l.n > 1 {
-		return nil, l.err
-	}
-	return l.Listener.Accept()
-}
-
 // TestAcceptFails: Serve returns the error of Accept, after the requests in
 // progress have been answered.
 func TestAcceptFails(t *testing.T) {
 	g := newGate()
 	bad := errors.New("out of luck")
-	s := serve(t, &graceful.Server{Server: &http.Server{Handler: g}, IdleGrace: 5 * time.Second}, &failingListener{Listener: listenTCP(t), err: bad})
+	s := serve(t, &graceful.Server{Server: &http.Server{Handler: g}, IdleGrace: 5 * time.Second}, failingListener(listenTCP(t), 1, func() error { return bad }))
 	c := dialClient(t, waitAddr(s))
 	c.ask("/one")
 	<-g.entered

@@ -171,7 +171,10 @@ func TestListenerEmptiesQueue(t *testing.T) {
 	l := graceful.NewListener(below)
 	l.IdleGrace = 200 * time.Millisecond
 	gate := make(chan struct{})
-	s := (&lineServer{}).start(gatedListener{l, gate})
+	s := (&lineServer{}).start(&hookedListener{Listener: l, accept: func() (net.Conn, error) {
+		<-gate
+		return l.Accept()
+	}})
 	var clients []*lineClient
 	for range waiting {
 		c := dialLines(t, below)
@@ -196,17 +199,6 @@ func TestListenerEmptiesQueue(t *testing.T) {
 	if len(s.errs) > 0 {
 		t.Error(s.errs)
 	}
-}
-
-// A gatedListener waits before each Accept.
-type gatedListener struct {
-	net.Listener
-	gate chan struct{}
-}
-
-func (l gatedListener) Accept() (net.Conn, error) {
-	<-l.gate
-	return l.Listener.Accept()
 }
 
 // counters is the state that the servers of TestListenerNoLoss share: it
