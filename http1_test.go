@@ -185,11 +185,10 @@ func TestBufferedRequest(t *testing.T) {
 			if n > 0 {
 				want = Stats{Receiving: 1}
 			}
-			for began := time.Now(); srv.Stats() != want; time.Sleep(time.Millisecond) {
-				if time.Since(began) > 10*time.Second {
-					t.Fatalf("HTTP/2 without TLS %v, %q in the buffer: %v", clear, half, srv.Stats())
-				}
-			}
+			Eventually(t, func() (bool, any) {
+				s := srv.Stats()
+				return s == want, fmt.Sprintf("HTTP/2 without TLS %v, %q in the buffer: %v", clear, half, s)
+			})
 			nc.Close()
 			srv.Close()
 			<-stopped
@@ -326,15 +325,14 @@ func (tc farewellCase) play(t *testing.T, over string) {
 	io.WriteString(nc, tc.request)
 	<-entered
 	srv.Stop(20 * time.Second)
-	for srv.Phase() != PhaseDraining {
-		time.Sleep(time.Millisecond)
-	}
+	waitPhase(t, srv, PhaseDraining)
 	if tc.behind != "" {
 		io.WriteString(nc, tc.behind)
 		if over == "TCP" && strings.TrimSpace(tc.behind) != "" {
-			for !srv.life.m.conns()[0].has(flagAhead) {
-				time.Sleep(time.Millisecond)
-			}
+			Eventually(t, func() (bool, any) {
+				c := srv.life.m.conns()[0]
+				return c.has(flagAhead), c.load().state()
+			})
 		}
 	}
 	close(leave)
