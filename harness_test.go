@@ -17,6 +17,12 @@ import (
 	"github.com/seed-121bbccf/graceful"
 )
 
+// eventually waits until look says yes, for what no channel tells of.
+func eventually(t testing.TB, look func() (ok bool, seen any)) {
+	t.Helper()
+	graceful.Eventually(t, look)
+}
+
 // A virtListener is a network in memory, for testing/synctest: whoever waits in
 // it waits for somebody in the same bubble. It has no deadlines, so that a
 // drain closes it at its first moment.

@@ -147,11 +147,7 @@ func TestListenerUnderHTTP(t *testing.T) {
 		resp.Body.Close()
 	}
 	// The server may still be on its way back to Read.
-	for began := time.Now(); openStates(l) != "0 new, 0 active, 1 idle"; time.Sleep(time.Millisecond) {
-		if time.Since(began) > 10*time.Second {
-			t.Fatal(openStates(l))
-		}
-	}
+	eventually(t, func() (bool, any) { s := openStates(l); return s == "0 new, 0 active, 1 idle", s })
 	shutListener(t, l)
 	if err := <-served; !errors.Is(err, net.ErrClosed) {
 		t.Error(err)
@@ -184,9 +180,7 @@ func TestListenerEmptiesQueue(t *testing.T) {
 	gate <- struct{}{} // Accept is called once, so that serving has begun
 	clients[0].hear(t, "ok x")
 	stopped := beginShut(t, l)
-	for l.Phase() != graceful.PhaseDraining {
-		time.Sleep(time.Millisecond)
-	}
+	eventually(t, func() (bool, any) { p := l.Phase(); return p == graceful.PhaseDraining, p })
 	close(gate)
 	for _, c := range clients[1:] {
 		c.hear(t, "ok x")
@@ -290,11 +284,12 @@ func TestListenerNoLoss(t *testing.T) {
 			k := &counters{by: make(map[string]int)}
 			addr := "127.0.0.1:0"
 			start := func() (stop func()) {
-				below, err := graceful.Listen("tcp", addr)
-				for err != nil { // the port's last owner has just gone
-					time.Sleep(time.Millisecond)
+				var below net.Listener
+				eventually(t, func() (_ bool, seen any) { // the port's last owner has just gone
+					var err error
 					below, err = graceful.Listen("tcp", addr)
-				}
+					return err == nil, err
+				})
 				addr = below.Addr().String()
 				s := &lineServer{handle: k.handle}
 				if kind == "bare" {

@@ -422,7 +422,7 @@ func TestLateHandshake(t *testing.T) {
 				<-late.first
 				waitStats(s, graceful.Stats.Open, 1)
 				s.stop()
-				time.Sleep(50 * ms)
+				waitPhase(s, graceful.PhaseDraining)
 				close(late.may)
 				if err := <-shaken; err != nil {
 					t.Errorf("%s: %v", name, err)
@@ -454,22 +454,15 @@ func serveTLS(t *testing.T, srv *graceful.Server, l net.Listener, beside bool) *
 
 // waitAddr waits until s serves, and returns its address.
 func waitAddr(s *served) net.Addr {
-	for {
-		if addrs := s.Addrs(); len(addrs) > 0 {
-			return addrs[0]
-		}
-		time.Sleep(ms)
-	}
+	s.t.Helper()
+	eventually(s.t, func() (bool, any) { return len(s.Addrs()) > 0, "it does not serve" })
+	return s.Addrs()[0]
 }
 
 // waitStats waits until what of picks from the statistics is n.
 func waitStats(s *served, of func(graceful.Stats) int, n int) {
 	s.t.Helper()
-	for began := time.Now(); of(s.Stats()) != n; time.Sleep(ms) {
-		if time.Since(began) > 10*time.Second {
-			s.t.Fatalf("waited in vain for %d: %v", n, s.Stats())
-		}
-	}
+	eventually(s.t, func() (bool, any) { st := s.Stats(); return of(st) == n, st })
 }
 
 // A recordClient is a client of TLS 1.3 that makes its records itself, from the
