@@ -215,6 +215,7 @@ func ExamplePool() {
 // in progress is finished when the server is stopped; the loop itself stays as
 // it was.
 func ExampleNewListener() {
+	working := make(chan struct{}, 1)
 	serve := func(l net.Listener) error {
 		for {
 			c, err := l.Accept()
@@ -225,6 +226,7 @@ func ExampleNewListener() {
 				defer c.Close()
 				lines := bufio.NewScanner(c)
 				for lines.Scan() {
+					working <- struct{}{}
 					time.Sleep(50 * time.Millisecond) // the work
 					fmt.Fprintln(c, strings.ToUpper(lines.Text()))
 				}
@@ -248,10 +250,7 @@ func ExampleNewListener() {
 	}
 	defer client.Close()
 	fmt.Fprintln(client, "hello")
-	for l.Stats().Active == 0 {
-		time.Sleep(time.Millisecond)
-	}
-
+	<-working
 	if err := l.Shutdown(context.Background()); err != nil {
 		fmt.Println(err)
 	}
