@@ -27,26 +27,26 @@ import (
 type connState uint8
 
 const (
-	// connNew: the connection was accepted and has sent nothing. It goes to
-	// receiving, ending and closed.
+	// connNew: the connection was accepted, and no byte was read from it.
+	// Receiving, ending and closed follow.
 	connNew connState = iota
 
-	// connReceiving: part of a request has come. It goes to active, ending and
-	// closed.
+	// connReceiving: part of a request was read. Active, ending and closed
+	// follow.
 	connReceiving
 
-	// connActive: a request is in progress. It goes to idle, hijacked and closed.
+	// connActive: a request is in progress. Idle, hijacked and closed follow.
 	connActive
 
-	// connIdle: the last response is out and nothing has come since. It goes to
-	// receiving, active, ending and closed.
+	// connIdle: the last response was written, and no byte was read since.
+	// Receiving, active, ending and closed follow.
 	connIdle
 
-	// connEnding: the connection was told to end. Its Read returns, looks for
-	// bytes once more, and goes to receiving or closed.
+	// connEnding: the connection was told to end. Its Read returns and looks for
+	// bytes once more. Receiving follows if there are any, otherwise closed.
 	connEnding
 
-	// connHijacked: a handler has taken the connection over. It goes to closed.
+	// connHijacked: a handler has hijacked the connection. Closed follows.
 	connHijacked
 
 	// connClosed is final.
@@ -61,47 +61,48 @@ var connStateNames = [connStates]string{
 
 func (s connState) String() string { return connStateNames[s] }
 
-// A connWord is a connection's state (the low three bits) and since when it
-// is in it (nanoseconds since the manager's start, in the rest), in one word,
-// so that both change together. A connection that was receiving is active since
-// its request began to come, which saves one look at the clock.
+// A connWord holds a connection's state in its low three bits, and in the rest
+// when the connection entered that state, in nanoseconds since the manager's
+// start. It is one word so that both change atomically. When a receiving
+// connection becomes active it keeps the time of its request's first byte, which
+// saves a call of time.Now.
 type connWord uint64
 
 const connStateBits = 3
 
 func (w connWord) state() connState { return connState(w & (1<<connStateBits - 1)) }
 
-// as returns the word for the state s since the same time.
+// as returns the word for the state s with the time of w.
 func (w connWord) as(s connState) connWord {
 	return w&^(1<<connStateBits-1) | connWord(s)
 }
 
 func (w connWord) since() time.Duration { return time.Duration(w >> connStateBits) }
 
-// connFlags say what else is known about a connection.
+// connFlags are facts about a connection besides its state.
 type connFlags uint32
 
 const (
-	// flagAhead: while the request was in progress, a byte of what comes after
-	// it was read.
+	// flagAhead: while the request was in progress, a byte that follows the
+	// request was read.
 	flagAhead connFlags = 1 << iota
 
-	// flagHandshake: the TLS handshake is not over.
+	// flagHandshake: the TLS handshake is not complete.
 	flagHandshake
 
-	// flagForeign: it speaks HTTP/2 by an implementation that the connection
-	// can't follow (see (*Server).serveALPN).
+	// flagForeign: the connection speaks HTTP/2 with an implementation whose
+	// streams this package does not see (see (*Server).serveALPN).
 	flagForeign
 
-	// flagGaveUp: it was told to end in the middle of a request's header.
+	// flagGaveUp: the connection was told to end within a request's header.
 	flagGaveUp
 
-	// flagOver: it has ended in the middle of a request's header. Its close alone
-	// follows.
+	// flagOver: the connection has ended within a request's header. Only its
+	// close follows.
 	flagOver
 
-	// flagInHandler: the request in progress, of HTTP/1, has come to its handler,
-	// which has not returned.
+	// flagInHandler: the handler of the HTTP/1 request in progress was called and
+	// has not returned.
 	flagInHandler
 
 	// flagReported: that request is being read for a report.
@@ -112,30 +113,31 @@ const (
 )
 
 // A conn is one tracked connection. Its wrappers (tcpConn, unixConn, anyConn,
-// tlsConn) embed it above the connection that the listener produced, so that
-// its methods win and all others are the connection's own.
+// tlsConn) embed it above the accepted connection, so that
+// its methods take precedence and all others are the connection's own.
 //
 // The goroutines that read and write the connection change its state with atomic
-// operations alone. From the drain on they tell the manager.
+// operations. From the drain on they also send the manager an event.
 type conn struct {
 	// Immutable after track.
-	m     *manager
-	raw   net.Conn // what the listener produced, or TLS over it
-	limit *limiter // in which it holds a slot; nil without limit
-	turns *turns   // states from Read and Write alone; nil for HTTP
+	m       *manager
+	raw     net.Conn // the accepted connection, or TLS over it
+	limit   *limiter // in which the connection holds a slot; nil without limit
+	ioState *ioState // derives the state from Read and Write; nil for HTTP
 
 	word  atomic.Uint64 // a connWord
 	flags atomic.Uint32 // connFlags
 
-	// revoked counts how often the end was revoked: a Read that waits then finds
-	// the deadline passed, and no reason for it.
+	// revoked counts how often connEnding was taken back. A Read that times out
+	// although the state is not connEnding compares it with the value from before,
+	// to tell a deadline that was taken back from one of the server's own.
 	revoked atomic.Uint32
 
-	h2   atomic.Pointer[http2Conn] // nil unless it speaks HTTP/2
-	http atomic.Pointer[httpConn]  // what HTTP keeps about it; nil before its first request
+	h2   atomic.Pointer[http2Conn] // nil unless the connection speaks HTTP/2
+	http atomic.Pointer[httpConn]  // HTTP's data; nil before the first request
 
-	// mu orders telling the connection to end, which sets a read deadline,
-	// against revoking that, which takes the deadline back.
+	// mu orders expire, which sets the read deadline of an ending connection, and
+	// goOn, which removes it.
 	mu sync.Mutex
 
 	// Owned by the goroutine that serves HTTP/1; see http1.go.
@@ -154,15 +156,15 @@ func (c *conn) set(f connFlags) connFlags { return connFlags(c.flags.Or(uint32(f
 // unset clears flags and returns those that there were before.
 func (c *conn) unset(f connFlags) connFlags { return connFlags(c.flags.And(^uint32(f))) }
 
-// multiplexes reports whether the connection carries several requests at once,
-// by a protocol with a farewell of its own.
+// multiplexes reports whether the connection speaks HTTP/2: it carries several
+// requests at once.
 func (c *conn) multiplexes() bool { return c.h2.Load() != nil || c.has(flagForeign) }
 
-// Read reads from the connection. It is where the connection learns that it is
-// to end.
+// Read reads from the connection. If the connection was told to end and no bytes
+// have come, Read returns io.EOF, upon which the server closes the connection.
 func (c *conn) Read(p []byte) (int, error) {
-	if c.turns != nil {
-		c.turns.enterRead(c)
+	if c.ioState != nil {
+		c.ioState.enterRead(c)
 	} else {
 		c.h1.enterRead(c, len(p))
 	}
@@ -176,8 +178,8 @@ func (c *conn) Read(p []byte) (int, error) {
 				if n = h2.received(p[:n]); n == 0 && err == nil {
 					continue
 				}
-			case c.turns != nil:
-				c.turns.received(c)
+			case c.ioState != nil:
+				c.ioState.received(c)
 			default:
 				c.h1.received(c, p[:n], len(p))
 			}
@@ -189,7 +191,7 @@ func (c *conn) Read(p []byte) (int, error) {
 		ending := c.load().state() == connEnding
 		switch wasRevoked := c.revoked.Load() != revoked; {
 		case !ending && !wasRevoked:
-			return n, err // a deadline of the server's own
+			return n, err // the deadline was set by the server
 		case !ending:
 			continue
 		}
@@ -199,22 +201,22 @@ func (c *conn) Read(p []byte) (int, error) {
 			continue
 		}
 		if c.has(flagGaveUp) {
-			c.set(flagOver) // net/http says StateActive even so
-			c.cut()         // or net/http would answer half a request with 400
+			c.set(flagOver) // net/http reports StateActive after this
+			c.cut()         // otherwise net/http answers the incomplete request with 400
 		}
 		return 0, io.EOF
 	}
 }
 
-// begun notes that something has come that may begin a request. It returns the
-// state that the connection was in.
+// begun makes a new, idle or ending connection receiving, because bytes have come
+// that may begin a request. It returns the state before.
 func (c *conn) begun() connState {
 	for {
 		w := c.load()
 		switch w.state() {
 		case connNew, connIdle:
 			if !c.word.CompareAndSwap(uint64(w), uint64(c.m.stamp(connReceiving))) {
-				continue // told to end at this very moment
+				continue // the manager has just told it to end
 			}
 			c.m.changed(c, connReceiving)
 		case connEnding:
@@ -224,40 +226,41 @@ func (c *conn) begun() connState {
 	}
 }
 
-// Write writes to the connection, and what HTTP adds as a farewell.
+// Write writes to the connection. Over HTTP it adds what tells the client that
+// the connection is about to be closed: "Connection: close", or GOAWAY frames.
 func (c *conn) Write(p []byte) (int, error) {
 	if h2 := c.h2.Load(); h2 != nil {
 		return h2.write(p)
 	}
-	if c.turns != nil {
-		c.turns.beginWrite(c)
-		defer c.turns.endWrite(c)
+	if c.ioState != nil {
+		c.ioState.beginWrite(c)
+		defer c.ioState.endWrite(c)
 	} else if c.h1.lastResponse(c, p) {
 		return c.h1.writeFarewell(c, p)
 	}
 	return c.raw.Write(p)
 }
 
-// readFrom is io.ReaderFrom for the wrappers whose connection has it.
+// readFrom implements io.ReaderFrom for the wrappers whose connection, rf, has it.
 func (c *conn) readFrom(rf io.ReaderFrom, r io.Reader) (int64, error) {
 	if c.h2.Load() != nil {
 		return io.Copy(writerOnly{c}, r)
 	}
-	if c.turns != nil {
+	if c.ioState != nil {
 		if !sendfile.IsFile(r) {
-			// While it waits for r, as in a proxy, nothing is written.
+			// Waiting for data from r, as in a proxy, must not count as a Write.
 			return io.Copy(writerOnly{c}, r)
 		}
-		c.turns.beginWrite(c)
-		defer c.turns.endWrite(c)
+		c.ioState.beginWrite(c)
+		defer c.ioState.endWrite(c)
 	} else {
 		c.h1.lastResponse(c, nil)
 	}
 	return rf.ReadFrom(r)
 }
 
-// setState moves the connection to a state that the protocol above reports:
-// active, idle, hijacked or closed.
+// setState moves the connection to a state that the server reports: active, idle,
+// hijacked or closed.
 func (c *conn) setState(to connState) {
 	if to == connIdle && c.has(flagAhead) && !c.multiplexes() {
 		to = connReceiving
@@ -282,13 +285,13 @@ func (c *conn) setState(to connState) {
 	c.m.changed(c, to)
 }
 
-// end tells a connection that was found in state w to end, and reports whether
-// it did: not if the state has changed since, in which case the manager hears
-// of it. expire has to follow.
+// end tells a connection that was found in the state w to end; the caller then
+// calls expire. It reports false if the state has changed since, in which case
+// the manager gets an event for the change.
 //
-// The connection ends itself: its Read returns because of expire's deadline, looks
-// for bytes that nobody has read, and reports the end if there are none. So no
-// close races with a read.
+// The connection is not closed here. Its Read times out because of expire's
+// deadline, looks for bytes that have come meanwhile, and returns io.EOF if there
+// are none. So a close cannot race with a read.
 func (c *conn) end(w connWord) bool {
 	return c.word.CompareAndSwap(uint64(w), uint64(c.m.stamp(connEnding)))
 }
@@ -299,15 +302,15 @@ func (c *conn) expire() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.load().state() == connEnding && c.raw.SetReadDeadline(aLongTimeAgo) != nil {
-		c.cutSoon() // a connection without deadlines, or closed already
+		c.cutSoon() // the connection has no deadlines, or is closed already
 	}
 }
 
-// expireSoon lets the Read of a connection in use fail: of a request's body that
-// does not come.
+// expireSoon makes the Read of an active connection time out, in which net/http
+// waits for the rest of a request's body.
 func (c *conn) expireSoon() {
 	expire := func() { c.raw.SetReadDeadline(aLongTimeAgo) }
-	if c.ours() {
+	if c.nonBlocking() {
 		expire()
 	} else {
 		go expire()
@@ -317,12 +320,12 @@ func (c *conn) expireSoon() {
 // aLongTimeAgo is a deadline that has passed.
 var aLongTimeAgo = time.Unix(1, 0)
 
-// goOn takes back what end did, because the connection turned out to be in
-// use. A read deadline that was set before is lost; net/http sets one for
+// goOn takes end back, because the connection turned out to be in use. A read
+// deadline that the server has set is lost by this; net/http sets a new one for
 // every request.
 func (c *conn) goOn(to connState) {
 	c.mu.Lock()
-	// Under mu, expire has set its deadline or has not begun.
+	// While mu is held here, expire has either set its deadline or not begun.
 	if c.load().state() == connEnding {
 		c.raw.SetReadDeadline(time.Time{})
 		c.revoked.Add(1) // after the deadline, and before the state: see Read
@@ -332,41 +335,42 @@ func (c *conn) goOn(to connState) {
 	c.m.changed(c, to)
 }
 
-// SetDeadline is net.Conn's. While the connection is ending, the part of it
-// that concerns reading has no effect.
+// SetDeadline implements net.Conn. While the connection is ending, it sets the
+// write deadline only.
 func (c *conn) SetDeadline(t time.Time) error {
 	err := c.raw.SetDeadline(t)
 	c.keepEnding()
 	return err
 }
 
-// SetReadDeadline is net.Conn's. It has no effect while the connection is
+// SetReadDeadline implements net.Conn. It has no effect while the connection is
 // ending.
 func (c *conn) SetReadDeadline(t time.Time) error {
 	err := c.raw.SetReadDeadline(t)
-	if c.turns == nil {
+	if c.ioState == nil {
 		c.h1.deadlineSet(c)
 	}
 	c.keepEnding()
 	return err
 }
 
-// keepEnding sets the deadline of end again after another was set. end changes
-// the state first and sets its deadline then, so a deadline that was set in
-// between is either overwritten by expire or finds the state here.
+// keepEnding sets expire's deadline again after the server has set another. The
+// state is changed by end before expire sets its deadline. So a deadline that the
+// server sets in between is overwritten by expire, and for one that it sets later
+// keepEnding sees the state.
 func (c *conn) keepEnding() {
 	if c.load().state() == connEnding {
 		c.expire()
 	}
 }
 
-// Close closes the connection and gives its slot in the limit back. A
-// hijacked connection, or one of a protocol that reports no states, is gone
-// by it.
+// Close closes the connection and gives its slot in the limit back. If no
+// StateClosed follows, which is so for hijacked connections and those of a
+// Listener, it also marks the connection closed.
 func (c *conn) Close() error {
 	err := c.raw.Close()
 	c.freeSlot()
-	if c.turns != nil || c.load().state() == connHijacked {
+	if c.ioState != nil || c.load().state() == connHijacked {
 		c.gone()
 	}
 	return err
@@ -390,16 +394,16 @@ func (c *conn) gone() {
 	}
 }
 
-// cut closes the connection without any farewell: below TLS, whose Close would
-// write an alert and wait for that for up to five seconds.
+// cut closes the connection below TLS, because tls.Conn's Close writes an alert,
+// for which it may wait up to five seconds.
 func (c *conn) cut() {
 	c.bottom().Close()
 	c.freeSlot()
 }
 
-// cutSoon is cut, but does not wait for a Close that is not package net's.
+// cutSoon is cut, on a goroutine of its own if the Close may block.
 func (c *conn) cutSoon() {
-	if c.ours() {
+	if c.nonBlocking() {
 		c.cut()
 	} else {
 		go c.cut()
@@ -421,11 +425,11 @@ func (c *conn) bottom() net.Conn {
 	}
 }
 
-// ours reports whether the methods of the connection are known: package net's,
-// with or without TLS over them. Those do not block, so that they may be called
-// by the manager and on the way to the kill. What a caller's type does is not
-// known.
-func (c *conn) ours() bool {
+// nonBlocking reports whether the connection's Close and SetReadDeadline do not
+// block, so that the manager and killLeft may call them. That is so for connections
+// of package net, with or without TLS over them. It is not known for callers'
+// types.
+func (c *conn) nonBlocking() bool {
 	switch c.bottom().(type) {
 	case *net.TCPConn, *net.UnixConn:
 		return true
@@ -433,7 +437,7 @@ func (c *conn) ours() bool {
 	return false
 }
 
-// NetConn returns the connection that the listener produced, or TLS over it.
+// NetConn returns the accepted connection, or TLS over it.
 func (c *conn) NetConn() net.Conn { return c.raw }
 
 func (c *conn) tracked() *conn { return c }
@@ -456,7 +460,7 @@ func trackedConn(nc net.Conn) *conn {
 }
 
 // A wrapper embeds conn one level above the connection itself, so that conn's
-// methods hide the connection's and everything else shines through.
+// methods hide the connection's and all others are promoted.
 type (
 	tcpBelow  struct{ *net.TCPConn }
 	unixBelow struct{ *net.UnixConn }
@@ -478,9 +482,9 @@ type (
 	}
 )
 
-// track wraps nc for the manager m. The wrapper holds a slot in the limit, if
-// that is not nil.
-func track(m *manager, nc net.Conn, limit *limiter, tr *turns) (net.Conn, *conn) {
+// track wraps nc for the manager m. The wrapper gives a slot back to limit when
+// it is closed, if limit is not nil. Its state comes from tr, if tr is not nil.
+func track(m *manager, nc net.Conn, limit *limiter, tr *ioState) (net.Conn, *conn) {
 	switch below := nc.(type) {
 	case *net.TCPConn:
 		w := &tcpConn{tcpBelow: tcpBelow{below}}
@@ -499,22 +503,23 @@ func track(m *manager, nc net.Conn, limit *limiter, tr *turns) (net.Conn, *conn)
 	return w, &w.conn
 }
 
-func (c *conn) init(m *manager, nc net.Conn, limit *limiter, tr *turns) {
-	c.m, c.raw, c.limit, c.turns = m, nc, limit, tr
+func (c *conn) init(m *manager, nc net.Conn, limit *limiter, tr *ioState) {
+	c.m, c.raw, c.limit, c.ioState = m, nc, limit, tr
 	c.word.Store(uint64(m.stamp(connNew)))
 }
 
 // ReadFrom lets the kernel copy, as (*net.TCPConn).ReadFrom does.
 func (c *tcpConn) ReadFrom(r io.Reader) (int64, error) { return c.readFrom(c.TCPConn, r) }
 
-// WriteTo writes what is read to w. Unlike (*net.TCPConn).WriteTo it does not
-// splice, since the connection would not notice that it is read.
+// WriteTo copies from the connection to w. Unlike (*net.TCPConn).WriteTo it does
+// not splice, because a splice bypasses Read, and with it the connection's state.
 func (c *tcpConn) WriteTo(w io.Writer) (int64, error) { return io.Copy(w, readerOnly{&c.conn}) }
 
-// CloseWrite closes the writing side, where the connection can.
+// CloseWrite calls the connection's CloseWrite. It returns errors.ErrUnsupported
+// if there is none.
 func (c *anyConn) CloseWrite() error { return closeWrite(c.raw) }
 
-// ReadFrom uses the connection's own ReadFrom where there is one.
+// ReadFrom calls the connection's ReadFrom, or copies if there is none.
 func (c *anyConn) ReadFrom(r io.Reader) (int64, error) {
 	if rf, ok := c.raw.(io.ReaderFrom); ok {
 		return c.readFrom(rf, r)
@@ -522,7 +527,8 @@ func (c *anyConn) ReadFrom(r io.Reader) (int64, error) {
 	return io.Copy(writerOnly{&c.conn}, r)
 }
 
-// closeWrite closes the writing side of nc, where it can.
+// closeWrite calls nc's CloseWrite. It returns errors.ErrUnsupported if there is
+// none.
 func closeWrite(nc net.Conn) error {
 	if cw, ok := nc.(interface{ CloseWrite() error }); ok {
 		return cw.CloseWrite()

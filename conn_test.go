@@ -213,7 +213,7 @@ func TestHijackLate(t *testing.T) {
 }
 
 // TestHijackWaited: with WaitHijacked the drain waits until the last hijacked
-// connection is closed, by whomever, or kills it at the deadline.
+// connection is closed, by either side, or kills it at the deadline.
 func TestHijackWaited(t *testing.T) {
 	for _, tc := range []struct {
 		name    string
@@ -664,9 +664,9 @@ func TestDrainForeign(t *testing.T) {
 	}
 }
 
-// TestBlockedLog: a log that blocks, from whichever of its lines on, holds up
-// neither the stop nor Timeout, Close and the end of Shutdown's context. The end
-// waits for it for 200 ms. It used to hold them up without end.
+// TestBlockedLog: a log that blocks, at any of its lines, delays neither the stop nor
+// Timeout, Close and the end of Shutdown's context. The end waits for it for 200 ms.
+// It used to block them for ever.
 func TestBlockedLog(t *testing.T) {
 	for line := range 8 {
 		for _, how := range []string{"by itself", "Timeout", "Close", "Shutdown"} {

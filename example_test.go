@@ -10,12 +10,315 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/seed-121bbccf/graceful"
 )
+
+// hello answers every request.
+var hello = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	io.WriteString(w, "hello")
+})
+
+// body returns the body of the response to a request for url, or the error.
+func body(url string) string {
+	defer http.DefaultClient.CloseIdleConnections()
+	resp, err := http.Get(url)
+	if err != nil {
+		return err.Error()
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return err.Error()
+	}
+	return string(body)
+}
+
+// sigterm is what docker stop, Kubernetes and systemd do.
+func sigterm() {
+	self, err := os.FindProcess(os.Getpid())
+	if err == nil {
+		err = self.Signal(syscall.SIGTERM)
+	}
+	if err != nil {
+		log.Fatal(err) // Windows
+	}
+}
+
+// Run serves until SIGTERM or SIGINT. It returns when the last request has been
+// answered.
+func ExampleRun() {
+	addr := freeAddr() // in a program: ":8080"
+	go func() {
+		awaitServer(addr)
+		fmt.Println(body("http://" + addr))
+		sigterm()
+	}()
+
+	graceful.Run(addr, 10*time.Second, hello)
+	fmt.Println("stopped")
+	// Output:
+	// hello
+	// stopped
+}
+
+// freeAddr returns an address on which nothing listens.
+func freeAddr() string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// awaitServer returns when a server listens on addr.
+func awaitServer(addr string) {
+	for {
+		if c, err := net.Dial("tcp", addr); err == nil {
+			c.Close()
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// Serve does for an existing http.Server what Run does for a handler.
+func ExampleServe() {
+	l, err := graceful.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	go func() {
+		fmt.Println(body("http://" + l.Addr().String()))
+		sigterm()
+	}()
+
+	server := &http.Server{Handler: hello, ReadHeaderTimeout: 10 * time.Second}
+	fmt.Println(graceful.Serve(server, l, 10*time.Second))
+	// Output:
+	// hello
+	// <nil>
+}
+
+// A request that is in progress when the shutdown begins is answered.
+func ExampleServer() {
+	started, finish := make(chan struct{}), make(chan struct{})
+	srv := &graceful.Server{
+		Server: &http.Server{
+			Addr: "127.0.0.1:0",
+			Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				close(started)
+				<-finish
+				io.WriteString(w, "done")
+			}),
+		},
+		Timeout: 10 * time.Second,
+	}
+	stopped, err := srv.Start(context.Background()) // or ListenAndServe, which blocks
+	if err != nil {
+		log.Fatal(err)
+	}
+	answer := make(chan string)
+	go func() { answer <- body("http://" + srv.Addrs()[0].String()) }()
+
+	<-started
+	srv.Stop(10 * time.Second) // or SIGTERM
+	close(finish)
+	fmt.Println(<-answer)
+	<-stopped
+	fmt.Println(srv.Phase())
+	// Output:
+	// done
+	// stopped
+}
+
+// With ShutdownDelay the server fails its readiness probe first, and serves on
+// until the load balancer has noticed.
+func ExampleServer_ReadyHandler() {
+	mux := http.NewServeMux()
+	srv := &graceful.Server{
+		Server:        &http.Server{Addr: "127.0.0.1:0", Handler: mux},
+		ShutdownDelay: 5 * time.Second,
+		Timeout:       20 * time.Second,
+	}
+	mux.Handle("/", hello)
+	mux.Handle("/readyz", srv.ReadyHandler())
+	if _, err := srv.Start(context.Background()); err != nil {
+		log.Fatal(err)
+	}
+	url := "http://" + srv.Addrs()[0].String()
+	ready := func() int {
+		resp, err := http.Get(url + "/readyz")
+		if err != nil {
+			log.Fatal(err)
+		}
+		resp.Body.Close()
+		return resp.StatusCode
+	}
+
+	fmt.Println(srv.Phase(), ready(), body(url))
+	srv.Stop(20 * time.Second) // or SIGTERM
+	for srv.Phase() == graceful.PhaseServing {
+		time.Sleep(time.Millisecond) // Stop does not wait
+	}
+	fmt.Println(srv.Phase(), ready(), body(url))
+	srv.Close() // the example does not wait
+	// Output:
+	// serving 200 hello
+	// delaying 503 hello
+}
+
+// A request that takes longer than Timeout is cut off. Its context ends with the
+// cause ErrKilled, Shutdown returns it, and the report names the request.
+func ExampleReport() {
+	started, ended := make(chan struct{}), make(chan error)
+	srv := &graceful.Server{
+		Server: &http.Server{
+			Addr: "127.0.0.1:0",
+			Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				close(started)
+				<-r.Context().Done()
+				ended <- context.Cause(r.Context())
+			}),
+		},
+		Timeout: 20 * time.Millisecond,
+	}
+	if _, err := srv.Start(context.Background()); err != nil {
+		log.Fatal(err)
+	}
+	go body("http://" + srv.Addrs()[0].String() + "/reports?year=2025")
+	<-started
+
+	err := srv.Shutdown(context.Background())
+	fmt.Println(errors.Is(err, graceful.ErrKilled), errors.Is(<-ended, graceful.ErrKilled))
+	r := srv.Report()
+	fmt.Println("began by:", r.Reason)
+	fmt.Println("in progress then:", r.Start.Active)
+	for _, k := range r.Killed {
+		fmt.Println("killed:", k.Requests)
+	}
+	// Output:
+	// true true
+	// began by: Shutdown
+	// in progress then: 1
+	// killed: [GET "/reports?year=2025"]
+}
+
+// A stream of events has no end of its own. It ends when the server begins to
+// shut down, so that its client connects to another instance.
+func ExampleDraining() {
+	begun := make(chan struct{})
+	events := func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		fmt.Fprint(w, "data: hello\n\n")
+		http.NewResponseController(w).Flush()
+		close(begun)
+		tick := time.NewTicker(time.Minute)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				fmt.Fprint(w, ": still here\n\n")
+			case <-graceful.Draining(r.Context()):
+				fmt.Fprint(w, "event: bye\ndata: come back\n\n")
+				return
+			case <-r.Context().Done():
+				return
+			}
+		}
+	}
+	srv := &graceful.Server{Server: &http.Server{Addr: "127.0.0.1:0", Handler: http.HandlerFunc(events)}}
+	stopped, err := srv.Start(context.Background())
+	if err != nil {
+		log.Fatal(err)
+	}
+	go func() {
+		<-begun
+		srv.Stop(10 * time.Second) // or SIGTERM
+	}()
+
+	fmt.Print(body("http://" + srv.Addrs()[0].String()))
+	<-stopped
+	// Output:
+	// data: hello
+	//
+	// event: bye
+	// data: come back
+}
+
+// The Server closes the socket without losing the clients that have just
+// connected, because Listen opened it and no other process shares it.
+func ExampleListen() {
+	l, err := graceful.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	srv := &graceful.Server{Server: &http.Server{Handler: hello}, Timeout: 10 * time.Second}
+	served := make(chan error)
+	go func() { served <- srv.Serve(l) }()
+
+	fmt.Println(body("http://" + l.Addr().String()))
+	srv.Stop(10 * time.Second) // or SIGTERM
+	fmt.Println(<-served)
+	// Output:
+	// hello
+	// <nil>
+}
+
+// At most two connections are open at once. A third client waits until one of
+// them is closed.
+func ExampleLimitListener() {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer l.Close()
+	limited := graceful.LimitListener(l, 2)
+
+	var accepted []net.Conn
+	for range 2 {
+		client, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			log.Fatal(err)
+		}
+		defer client.Close()
+		c, err := limited.Accept()
+		if err != nil {
+			log.Fatal(err)
+		}
+		accepted = append(accepted, c)
+	}
+	client, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+	third := make(chan net.Conn)
+	go func() {
+		c, _ := limited.Accept()
+		third <- c
+	}()
+
+	select {
+	case <-third:
+		fmt.Println("accepted too early")
+	case <-time.After(20 * time.Millisecond):
+		fmt.Println("waiting")
+	}
+	accepted[0].Close()
+	(<-third).Close()
+	accepted[1].Close()
+	fmt.Println("accepted")
+	// Output:
+	// waiting
+	// accepted
+}
 
 // A web server hands letters to a pool of workers; both use a database. At the
 // end the server drains first, then the pool sends what is still in the queue,
@@ -48,7 +351,7 @@ func ExampleGroup() {
 		return nil
 	})
 
-	// In a program this is the signal's doing.
+	// In a program a signal ends it.
 	ctx, stop := context.WithCancel(context.Background())
 	go func() {
 		resp, err := http.Get("http://" + l.Addr().String() + "/?to=Ada")
@@ -123,8 +426,39 @@ func ExampleGroup_Go() {
 	// Output: reader: disk full
 }
 
-// A server of another kind needs two functions; this one has a graceful stop
-// that knows no context, like *grpc.Server.
+// Another server's Shutdown leaves connections open when its context ends.
+// ShutdownThenClose closes them then. Here the time of the group is over while a
+// request is in progress.
+func ExampleShutdownThenClose() {
+	started := make(chan struct{})
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		close(started)
+		<-r.Context().Done() // ends when the connection is closed
+	})}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	g := &graceful.Group{Timeout: 50 * time.Millisecond}
+	g.Server("web", func() error { return srv.Serve(l) }, graceful.ShutdownThenClose(srv))
+	go func() {
+		go body("http://" + l.Addr().String())
+		<-started
+		g.Stop("the example is over")
+	}()
+
+	fmt.Println(g.Run(context.Background()))
+	for _, e := range g.Report().Entries {
+		fmt.Println(e.Kind, e.Name, e.Outcome)
+	}
+	// Output:
+	// web: context deadline exceeded
+	// server web cut
+}
+
+// A server whose graceful stop takes no context, like *grpc.Server, needs a second
+// function that ends it at once.
 func ExampleStopThenKill() {
 	var s exampleServer // s := grpc.NewServer()
 	s.quit = make(chan struct{})
@@ -264,8 +598,8 @@ func ExampleNewListener() {
 	// 1 was idle and closed, 0 killed
 }
 
-// A server that answers "accepted" at once, and lets a worker do the work: the
-// connection looks idle from then on, and is not.
+// A server that answers "accepted" at once and lets a worker do the work. Without
+// Busy the connection would be idle after that answer.
 func ExampleBusy() {
 	below, err := graceful.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -353,7 +687,7 @@ func Example_middleware() {
 	// /hello?timeout=2: 400 the query parameter timeout must be a duration with its unit, like 1.5s or 300ms
 }
 
-// Work that is no request can be counted, too.
+// Work other than requests can be counted, too.
 func ExampleInFlight() {
 	var f graceful.InFlight
 	job := func() error {
@@ -375,7 +709,7 @@ func ExampleInFlight() {
 	// graceful: draining, nothing new is admitted
 }
 
-// A handler that ignores its context gets no say in the matter.
+// A handler that ignores its context does not keep its client waiting.
 func ExampleRequestTimeout() {
 	done := make(chan struct{})
 	t := graceful.RequestTimeout{Max: 10 * time.Millisecond}
@@ -396,7 +730,7 @@ func ExampleRequestTimeout() {
 	// http: Handler timeout
 }
 
-// With RequestDeadline the handler answers for itself.
+// With RequestDeadline the handler answers by itself.
 func ExampleRequestDeadline() {
 	query := func(ctx context.Context) error { <-ctx.Done(); return context.Cause(ctx) }
 
@@ -416,7 +750,7 @@ func ExampleRequestDeadline() {
 func ExampleHealth() {
 	health := graceful.Health{WaitForReady: true}
 	health.AddCheck("database", func(ctx context.Context) error {
-		return errors.New("no route to 10.0.0.7") // not for everybody's eyes
+		return errors.New("no route to 10.0.0.7") // not shown in the answer
 	})
 	probe := func(query string) {
 		w := httptest.NewRecorder()
@@ -434,7 +768,7 @@ func ExampleHealth() {
 	// 200 [+]startup ok; [+]shutdown ok; [+]database excluded; ok
 }
 
-// A database without which nothing works, and a search without which most does.
+// The database is needed for every request, the search for some only.
 func ExampleHealth_Add() {
 	var health graceful.Health
 	health.AddCheck("database", func(context.Context) error { return nil })
@@ -457,8 +791,8 @@ func ExampleHealth_Add() {
 	// ok
 }
 
-// A service of systemd's Type=notify. Where it is not systemd that runs it, the
-// calls do nothing.
+// A service of systemd's Type=notify. If systemd does not run it, the calls do
+// nothing.
 func ExampleSystemdNotify() {
 	health := new(graceful.Health)
 	srv := &graceful.Server{
@@ -467,7 +801,7 @@ func ExampleSystemdNotify() {
 		Health:  health,
 	}
 	srv.ShutdownInitiated = func() {
-		// In case that TimeoutStopSec is shorter than the drain may be.
+		// TimeoutStopSec may be shorter than the drain.
 		graceful.SystemdNotify("STOPPING=1", fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", (srv.Timeout+5*time.Second).Microseconds()))
 	}
 	ctx, cancel := context.WithCancel(context.Background())

@@ -14,17 +14,17 @@ import (
 	"time"
 )
 
-// ErrNotTCP is returned where only TCP connections will do.
+// ErrNotTCP says that a connection is not a TCP connection.
 //
-// It is kept for programs written for tylerstillwater/graceful, which returned
-// it from listeners that were to set TCP keep-alive. Nothing here returns it:
-// a connection that isn't TCP is served without keep-alive.
+// This package never returns it. It is kept for programs written for
+// tylerstillwater/graceful, whose listeners returned it if they could not set TCP
+// keep-alive. Here, other connections are served without keep-alive.
 var ErrNotTCP = errors.New("graceful: only TCP connections have keep-alive")
 
 // A Server is an http.Server that stops without losing a request. The package
-// comment says in which steps.
+// comment describes the steps of its shutdown.
 //
-// It may be used in the place of an http.Server:
+// It is used like an http.Server:
 //
 //	srv := &graceful.Server{
 //		Server:  &http.Server{Addr: ":8080", Handler: handler},
@@ -32,112 +32,113 @@ var ErrNotTCP = errors.New("graceful: only TCP connections have keep-alive")
 //	}
 //	err := srv.ListenAndServe() // nil after SIGTERM and an orderly end
 //
-// The fields, and those of the http.Server, must not be changed once it
-// serves. A Server serves once: after its end there is no second life.
+// The fields, and those of the http.Server, must not be changed once the Server
+// serves. The methods may be called concurrently. A Server serves once: a stopped
+// Server cannot serve again.
 type Server struct {
-	// Server is the configuration of HTTP; nil means a zero one. It is read
-	// when serving begins and not changed. Its hooks run as under net/http,
-	// and see the connections that the listener produced. Its own Shutdown
-	// begins the shutdown as that of this type does, and doesn't wait for it.
-	// Its own Close is not heard of: call that of this type.
+	// Server configures HTTP; nil means a zero http.Server. It is read when
+	// serving begins and not changed, and does not serve itself. Its hooks run
+	// as under net/http, with the connections that the listener returned. Calling
+	// Shutdown on it begins this Server's shutdown and does not wait for it.
+	// Calling Close on it has no effect: call Close on this Server.
 	*http.Server
 
 	// Timeout is how long the shutdown waits for requests in progress once
-	// draining has begun, before it kills what is left. 0 waits for them
-	// without end.
+	// draining has begun, before it closes the connections that are left. 0 waits
+	// without limit.
 	Timeout time.Duration
 
 	// ListenLimit is how many connections may be open at once, over all
-	// listeners of the Server. 0 means no limit. A *tls.Conn of the caller's
-	// own listener gives its place back when it is hijacked. Once draining has
-	// begun, one more may be held unserved until there is a place: where the
-	// accept queue can't be looked into (other systems than Linux).
+	// listeners of the Server, hijacked ones included. 0 means no limit. On systems
+	// other than Linux, where the accept queue cannot be inspected, the drain may
+	// accept one more connection, which is served when there is a slot.
 	ListenLimit int
 
 	// TCPKeepAlive is the period between TCP keep-alive probes on
 	// connections of listeners that the Server opens itself. 0 means package
-	// net's default (15 s), negative none.
+	// net's default (15 s), a negative value no probes.
 	TCPKeepAlive time.Duration
 
-	// ConnState is called after the http.Server's own hook of that name, if
-	// not nil, and as that one is.
+	// ConnState is called, if not nil, after the http.Server's own ConnState hook,
+	// with the same arguments.
 	ConnState func(net.Conn, http.ConnState)
 
-	// BeforeShutdown is asked, if not nil, when a signal or Stop is about to
-	// begin the shutdown. It may take its time: the server serves on. If it
-	// returns false nothing happens. Shutdown, Close and the end of Start's
-	// context do not ask.
+	// BeforeShutdown is called, if not nil, before a signal or Stop begins the
+	// shutdown. If it returns false, no shutdown begins. It may block; the server
+	// serves meanwhile. It is not called for Shutdown, Close and the end of
+	// Start's context, which cannot be refused.
 	BeforeShutdown func() bool
 
-	// ShutdownInitiated is called, if not nil, once the listeners are closed, a
-	// second after draining began at the latest, on a goroutine of its own, as the
-	// functions of RegisterOnShutdown are. With RetryAfter it is called when
-	// draining begins.
+	// ShutdownInitiated is called, if not nil, on a goroutine of its own when the
+	// listeners are closed, at the latest a second after draining began. With
+	// RetryAfter it is called when draining begins. The functions of
+	// RegisterOnShutdown are called at the same time.
 	ShutdownInitiated func()
 
-	// NoSignalHandling leaves SIGINT and SIGTERM alone.
+	// NoSignalHandling keeps the Server from catching SIGINT and SIGTERM.
 	NoSignalHandling bool
 
-	// Logger is where the shutdown is reported. nil means nowhere, but for
-	// the functions of this package, which log to standard error.
+	// Logger is where the shutdown is logged. nil means that it is not. The
+	// package's functions, such as Run, use DefaultLogger.
 	Logger *log.Logger
 
-	// LogFunc takes Logger's place if it is not nil.
+	// LogFunc is used instead of Logger if it is not nil.
 	LogFunc func(format string, args ...interface{})
 
-	// Interrupted is true once a shutdown has begun. It is kept for programs
-	// written for tylerstillwater/graceful, and must not be read while
-	// another goroutine may begin one; Phase may.
+	// Interrupted is true once a shutdown has begun, and while BeforeShutdown
+	// runs. It is kept for programs
+	// written for tylerstillwater/graceful. Reading it while another goroutine
+	// may begin a shutdown is a data race; use Phase instead.
 	Interrupted bool
 
-	// ShutdownDelay is how long the server goes on serving as before after
-	// the shutdown has begun, while ReadyHandler answers 503 and responses
-	// of HTTP/1 say "Connection: close": the time that a load balancer needs
-	// to notice, which is how many checks have to fail, times their
-	// interval. 0 means not at all.
+	// ShutdownDelay is how long connections are accepted and served as before
+	// after the shutdown has begun. During the delay ReadyHandler answers 503 and
+	// HTTP/1 responses say "Connection: close". It should be as long as a load
+	// balancer needs to notice: the number of probes that have to fail, times
+	// their interval. 0 means that draining begins at once.
 	ShutdownDelay time.Duration
 
 	// IdleGrace is how long a connection must have been quiet before it is
-	// closed during the drain, and a listening socket before its queue is
-	// taken to be empty. It protects clients who pause for less between two
-	// requests. 0 means 500 ms, negative none.
+	// closed during the drain: its quiet period. Requests of clients that pause
+	// for less are answered. It is also how long, on Linux, a listening socket
+	// waits for TCP handshakes under way. 0 means 500 ms. A negative value means
+	// that quiet connections are closed at once.
 	IdleGrace time.Duration
 
-	// RetryAfter, if positive, makes the drain keep the listeners open until
-	// the requests in progress have been answered. New ones are refused
-	// meanwhile with 503, this time in Retry-After (whole seconds, rounded
-	// up) and Connection: close, but for those of which DefaultExempt holds;
-	// those of which DefaultLongRunning holds are not waited for with that.
-	// It is for clients that know a single address: without it they are
-	// refused a connection. The Kubernetes apiserver calls this
-	// --shutdown-send-retry-after. 0 closes the listeners first.
+	// RetryAfter, if positive, keeps the listeners open during the drain until the
+	// requests in progress have been answered. New requests are refused
+	// meanwhile with 503, Connection: close, and RetryAfter as the Retry-After
+	// header (in whole seconds, rounded up). Requests for which DefaultExempt
+	// reports true are served. Requests for which DefaultLongRunning reports true
+	// do not keep the listeners open. This is for clients that know a single
+	// address, whose connections would be refused otherwise. It works as
+	// --shutdown-send-retry-after of the Kubernetes apiserver. 0 closes the
+	// listeners when draining begins.
 	RetryAfter time.Duration
 
-	// Health, if not nil, is what ReadyHandler answers by, beside the
-	// shutdown. Its Handler is put around the http.Server's: requests that
-	// come before the application is ready get 503 and Retry-After.
+	// Health, if not nil, has the checks of which ReadyHandler reports the
+	// result. Its Handler is put around the http.Server's handler: requests that
+	// come before the application is ready are answered with 503 and Retry-After.
 	Health *Health
 
-	// WaitHijacked makes the drain wait for hijacked connections (WebSockets)
-	// as it does for requests, until Timeout, and then closes them. Without
-	// it they are left alone, as by net/http.
-	//
-	// It does not see *tls.Conn connections that the caller's own listener
-	// produced, once they are hijacked: those are always left alone.
+	// WaitHijacked makes the drain wait for hijacked connections (WebSockets) as
+	// it does for requests, and close them after Timeout. If it is false,
+	// hijacked connections are left open, as by net/http.
 	WaitHijacked bool
 
 	// ReusePort lets another process of the same user bind the same port
-	// (SO_REUSEPORT), so that a successor can begin before this server
-	// stops. It applies to listeners that the Server opens itself. On Linux
-	// new connections go to the successor from the drain's first moment on.
-	// It is an error on Windows.
+	// (SO_REUSEPORT), so that a successor can start before this server stops. It
+	// applies to listeners that the Server opens itself. On Linux new connections
+	// go to the successor as soon as draining begins. On Windows the methods that
+	// listen return an error.
 	ReusePort bool
 
-	// OwnsListener says that no other process shares the sockets that are
-	// handed to Serve: neither the one that handed them down, nor a
-	// successor that inherits them. On Linux they may then be shut in a way
-	// that loses nobody, but which a process sharing them would feel too.
-	// What the Server or Listen has opened is known to be its own.
+	// OwnsListener says that no other process shares the sockets that are given
+	// to Serve: neither the process that handed them down, nor a successor that
+	// inherits them. On Linux the drain can then make the kernel refuse new
+	// connections before it empties the accept queue, so that no client is reset.
+	// On a shared socket that would affect the other processes. The Server
+	// knows that it owns the sockets that it or Listen has opened.
 	OwnsListener bool
 
 	life lifecycle
@@ -148,9 +149,10 @@ type Server struct {
 }
 
 // Run serves handler on the TCP address addr until SIGINT or SIGTERM, and
-// returns when the shutdown is over. timeout is how long requests in progress
-// are waited for; 0 waits without end. It logs to standard error. If it can't
-// serve, it logs why and ends the process with status 1: see RunWithErr.
+// returns when the shutdown is over. timeout is how long the shutdown waits for
+// requests in progress; 0 waits without limit. Run logs to standard error. On an
+// error it logs the error and exits the process with status 1; RunWithErr returns
+// the error instead.
 func Run(addr string, timeout time.Duration, handler http.Handler) {
 	srv := standard(&http.Server{Addr: addr, Handler: handler}, timeout)
 	if err := srv.ListenAndServe(); err != nil {
@@ -159,25 +161,29 @@ func Run(addr string, timeout time.Duration, handler http.Handler) {
 	}
 }
 
-// RunWithErr is Run, but returns the error.
+// RunWithErr is like Run, but returns the error. It returns nil after a shutdown
+// by a signal.
 func RunWithErr(addr string, timeout time.Duration, handler http.Handler) error {
 	return standard(&http.Server{Addr: addr, Handler: handler}, timeout).ListenAndServe()
 }
 
-// ListenAndServe is server.ListenAndServe with a graceful shutdown, for which
-// timeout and the log are as with Run.
+// ListenAndServe is like server.ListenAndServe, with a graceful shutdown on
+// SIGINT and SIGTERM. timeout and the log are as with Run, errors as with
+// Server.Serve.
 func ListenAndServe(server *http.Server, timeout time.Duration) error {
 	return standard(server, timeout).ListenAndServe()
 }
 
-// ListenAndServeTLS is server.ListenAndServeTLS with a graceful shutdown, for
-// which timeout and the log are as with Run.
+// ListenAndServeTLS is like server.ListenAndServeTLS, with a graceful shutdown on
+// SIGINT and SIGTERM. timeout and the log are as with Run, errors as with
+// Server.Serve.
 func ListenAndServeTLS(server *http.Server, certFile, keyFile string, timeout time.Duration) error {
 	return standard(server, timeout).ListenAndServeTLS(certFile, keyFile)
 }
 
-// Serve is server.Serve with a graceful shutdown, for which timeout and the
-// log are as with Run.
+// Serve is like server.Serve, with a graceful shutdown on SIGINT and SIGTERM.
+// timeout and the log are as with Run, errors and the requirements on l as with
+// Server.Serve.
 func Serve(server *http.Server, l net.Listener, timeout time.Duration) error {
 	return standard(server, timeout).Serve(l)
 }
@@ -196,14 +202,14 @@ func standard(server *http.Server, timeout time.Duration) *Server {
 // to standard error.
 func DefaultLogger() *log.Logger { return log.New(os.Stderr, "[graceful] ", 0) }
 
-// TLSConfigHasHTTP2Enabled reports whether t offers HTTP/2 to clients. A nil
-// one does not.
+// TLSConfigHasHTTP2Enabled reports whether t offers HTTP/2 to clients. It reports
+// false if t is nil.
 func TLSConfigHasHTTP2Enabled(t *tls.Config) bool {
 	return t != nil && slices.Contains(t.NextProtos, "h2")
 }
 
-// ListenAndServe listens on the TCP address Addr (":http" if empty) and calls
-// Serve.
+// ListenAndServe listens on the TCP address Addr (":http" if empty) and serves
+// as Serve does.
 func (s *Server) ListenAndServe() error {
 	l, err := s.listen(":http")
 	if err != nil {
@@ -212,33 +218,37 @@ func (s *Server) ListenAndServe() error {
 	return s.Serve(l)
 }
 
-// Serve serves the connections that l accepts, and returns when the shutdown
-// is over: nil if it was asked for, the error of l's Accept if that is what
-// began it. Serve closes l, but for an error of the configuration.
+// Serve serves the connections that l accepts, and returns when the shutdown is
+// over. It returns nil, or the error of l's Accept if that began the shutdown. An
+// invalid configuration is returned as an error at once; in all other cases Serve
+// closes l.
 //
-// It may be called for several listeners at once: they are drained as one, and
-// if one of them fails, all are. If Stop, Shutdown or Close was called before,
-// Serve returns nil at once; when the server has served and was stopped, an
-// error that wraps http.ErrServerClosed.
+// Serve may be called concurrently for several listeners. They share one
+// shutdown, which the failure of one of them begins. If the Server has not served
+// before Stop, Shutdown or Close was called, Serve returns nil once that shutdown
+// is over. If it has served and is stopped, Serve returns an error that wraps
+// http.ErrServerClosed.
 //
-// What a listener can do decides how much of the promise is kept for clients that
-// have connected and have not been accepted when draining begins:
+// What happens to clients that have connected, and have not been accepted when
+// draining begins, depends on the listener:
 //
-//   - A socket of Listen's is this process's alone. On Linux it admits no client
-//     from that moment on, and is closed when its queue is empty. So is any other
-//     socket with OwnsListener.
-//   - A *net.TCPListener or *net.UnixListener from elsewhere may be shared with
-//     another process. Its queue is emptied, and it is closed at the first moment
-//     at which the queue is empty, after a second at the latest. A client that
-//     connects in between is reset.
-//   - So it is with a wrapper around one of these that has a SetDeadline method, or
-//     an Unwrap method that returns what it wraps: without Unwrap the wrapper is
-//     not known to be this process's alone, and where it has no SyscallConn method
-//     either (as everywhere but on Linux) its queue is empty when Accept has waited
-//     in vain for some milliseconds.
-//   - Any other listener is closed at once, and clients in its queue are lost:
-//     tls.NewListener's (prefer ServeTLS), or a wrapper that has neither SetDeadline
-//     nor Unwrap. The log says so when serving begins.
+//   - A socket from Listen, or any socket with OwnsListener, belongs to this
+//     process alone. On Linux it admits no new client from then on, its accept
+//     queue is emptied, and then it is closed. No client is lost.
+//   - Another *net.TCPListener or *net.UnixListener may be shared with another
+//     process. Its accept queue is emptied, and it is closed as soon as the queue
+//     is empty, after a second at the latest. A client that connects between the
+//     two is reset.
+//   - A wrapper around one of these is treated the same if it has a SetDeadline
+//     method, or an Unwrap method that returns the wrapped listener. Without
+//     Unwrap, a listener from Listen below it is not recognised. Without a
+//     SyscallConn method as well, and on systems other than Linux, the queue is
+//     taken to be empty when Accept has timed out three times in a row, each after
+//     a millisecond.
+//   - Any other listener is closed at once, and the clients in its accept queue
+//     are lost. This concerns tls.NewListener (use ServeTLS instead) and wrappers
+//     that have neither SetDeadline nor Unwrap. A log line says so when serving
+//     begins.
 func (s *Server) Serve(l net.Listener) error {
 	if t, ok := l.(*tlsListener); ok && t != nil {
 		return s.serve(t.Listener, t.config)
@@ -246,20 +256,21 @@ func (s *Server) Serve(l net.Listener) error {
 	return s.serve(l, nil)
 }
 
-// Start listens on the TCP address Addr and serves in the background until ctx
-// ends, a signal comes or one of the stopping methods is called. It has bound
-// the address when it returns: an address in use is its error. stopped is
-// closed when the shutdown is over; Report says what happened.
+// Start listens on the TCP address Addr (":http" if empty) and serves in the
+// background until ctx ends, a signal comes, or Stop, Shutdown or Close is
+// called. The address is bound when Start returns, so that "address in use" is
+// Start's error. stopped is closed when the shutdown is over; Report then says
+// what happened.
 //
 // If the http.Server's TLSConfig has a certificate, or a function that gets
-// one, Start serves TLS, with ":https" for an empty Addr.
+// one, Start serves TLS, and an empty Addr means ":https".
 func (s *Server) Start(ctx context.Context) (stopped <-chan struct{}, err error) {
 	tl, err := s.bind(ctx)
 	if err != nil {
 		return nil, err
 	}
 	forget := context.AfterFunc(ctx, func() {
-		s.life.order(fmt.Sprintf("the context of Start: %v", context.Cause(ctx)), nil)
+		s.life.begin(fmt.Sprintf("the context of Start: %v", context.Cause(ctx)), nil)
 	})
 	go func() {
 		defer forget() // ctx may outlive the server
@@ -271,7 +282,7 @@ func (s *Server) Start(ctx context.Context) (stopped <-chan struct{}, err error)
 }
 
 // ListenAndServeTLS listens on the TCP address Addr (":https" if empty) and
-// calls ServeTLS.
+// serves as ServeTLS does. The files are loaded before the address is bound.
 func (s *Server) ListenAndServeTLS(certFile, keyFile string) error {
 	config, err := s.tlsConfig(certFile, keyFile)
 	if err != nil {
@@ -281,9 +292,9 @@ func (s *Server) ListenAndServeTLS(certFile, keyFile string) error {
 }
 
 // ListenAndServeTLSConfig listens on the TCP address Addr (":https" if empty)
-// and serves TLS with config, in which there must be a certificate or a
-// function that gets one. The http.Server's own TLSConfig is not used. config
-// is not changed: HTTP/2 and HTTP/1.1 are added to a copy's NextProtos, as far
+// and serves TLS with config, which must have a certificate or a function that
+// gets one, as Serve does. The http.Server's own TLSConfig is not used. config is
+// not changed: HTTP/2 and HTTP/1.1 are added to the NextProtos of a copy, as far
 // as the http.Server's Protocols allow.
 func (s *Server) ListenAndServeTLSConfig(config *tls.Config) error {
 	if config == nil {
@@ -299,8 +310,9 @@ func (s *Server) ListenAndServeTLSConfig(config *tls.Config) error {
 }
 
 // ListenTLS listens on the TCP address Addr (":https" if empty) and returns a
-// listener to pass to Serve, for those who need the listener itself. The files
-// are as with ServeTLS. If Serve is never called, it must be closed.
+// listener to pass to Serve, for programs that need the listener itself. The
+// files are as with ServeTLS. If Serve is not called, the caller must close the
+// listener.
 func (s *Server) ListenTLS(certFile, keyFile string) (net.Listener, error) {
 	config, err := s.tlsConfig(certFile, keyFile)
 	if err != nil {
@@ -313,9 +325,11 @@ func (s *Server) ListenTLS(certFile, keyFile string) (net.Listener, error) {
 	return &tlsListener{Listener: l, config: config}, nil
 }
 
-// ServeTLS is Serve with TLS over the connections that l accepts. certFile and
-// keyFile hold the certificate (with the intermediate ones behind it) and its
-// key; both may be empty if the http.Server's TLSConfig has a certificate.
+// ServeTLS is like Serve, with TLS over the connections that l accepts. certFile
+// holds the certificate, followed by any intermediate certificates, and keyFile
+// its key, both as PEM. Both may be empty if the http.Server's TLSConfig has a
+// certificate. If they cannot be loaded, ServeTLS returns an error and does not
+// close l.
 func (s *Server) ServeTLS(l net.Listener, certFile, keyFile string) error {
 	config, err := s.tlsConfig(certFile, keyFile)
 	if err != nil {
@@ -325,53 +339,55 @@ func (s *Server) ServeTLS(l net.Listener, certFile, keyFile string) error {
 }
 
 // Addrs returns the addresses of the listeners that the Server serves or has
-// served, in the order in which it began to: with ":0" in Addr, here is the
-// real port.
+// served, in the order in which serving began. If Addr has the port 0, Addrs has
+// the port that was chosen.
 func (s *Server) Addrs() []net.Addr { return s.life.allAddrs() }
 
-// Stop begins the shutdown as a signal does and returns at once; StopChan and
-// the return of Serve tell of its end. timeout takes the place of the Timeout
-// field; 0 waits without end for requests in progress. It panics if timeout is
-// negative.
+// Stop begins the shutdown as a signal does, after BeforeShutdown, and returns at
+// once. When the shutdown is over, the channel of StopChan is closed and Serve
+// returns. timeout replaces the Timeout field; 0 waits without limit for requests
+// in progress. Stop panics if timeout is negative.
 //
-// When a shutdown is under way already, Stop can only shorten it: the time that is
-// left of its drain becomes timeout, if that is less. It does not shorten
-// ShutdownDelay: during the delay, timeout counts from the delay's end. Close and a
-// second signal end the delay. Before Serve, Stop makes every later Serve return at
-// once.
+// If a shutdown is under way already, Stop can only shorten it: if less than
+// timeout is left of its drain, nothing changes, otherwise timeout is left. Stop
+// does not shorten ShutdownDelay: during the delay, timeout counts from the end of
+// the delay. Close and a second signal end the delay. After a Stop before Serve,
+// every Serve returns without serving.
 func (s *Server) Stop(timeout time.Duration) {
 	if timeout < 0 {
 		panic("graceful: Stop with a negative timeout")
 	}
 	s.init()
-	go s.life.ask("Stop", &timeout)
+	go s.life.tryBegin("Stop", &timeout)
 }
 
-// StopChan returns the channel that is closed when the shutdown is over.
+// StopChan returns a channel that is closed when the shutdown is over. It returns
+// the same channel every time.
 func (s *Server) StopChan() <-chan struct{} {
 	s.init()
 	return s.life.stopped
 }
 
-// Shutdown shuts the server down and returns when that is over. It does not
-// ask BeforeShutdown. If ctx ends first, it closes what is left and returns
-// ctx's error. If Timeout, another's Close or a second signal ended it, the
-// error wraps ErrKilled and the report names what was closed; it is nil if
-// nothing had to be.
+// Shutdown begins the shutdown, without calling BeforeShutdown, and returns when
+// it is over. If ctx ends first, Shutdown closes the connections that are left and
+// returns ctx's error. If connections were killed because of Timeout, a call of
+// Close or a second signal, the error wraps ErrKilled and the report lists them.
+// Otherwise Shutdown returns nil, or the first error of closing a listener.
 //
 // Further calls, also concurrent ones, wait for the same shutdown, each no
-// longer than its ctx. Unlike http.Server's, it returns after Serve's last
-// connection is gone, with no more delay than that.
+// longer than its ctx. Shutdown returns as soon as the last connection is closed;
+// unlike http.Server.Shutdown it does not poll.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.init()
-	s.life.order("Shutdown", nil)
+	s.life.begin("Shutdown", nil)
 	return s.life.wait(ctx)
 }
 
-// Close closes all listeners and connections, hijacked ones only with
-// WaitHijacked, and returns when that is done. It does not wait for handlers.
-// The request contexts' cause is ErrKilled. It returns the first error of
-// closing a listener.
+// Close closes all listeners and connections and returns when that is done.
+// Hijacked connections are closed with WaitHijacked only. Close does not wait for
+// handlers; the contexts of their requests are cancelled with the cause
+// ErrKilled. It returns the first error of closing a listener. Further calls
+// return the same.
 func (s *Server) Close() error {
 	s.init()
 	s.life.kill("Close")
@@ -381,15 +397,19 @@ func (s *Server) Close() error {
 	return s.life.closeErr
 }
 
-// RegisterOnShutdown adds a function to call once in the shutdown, on a goroutine of
-// its own, when ShutdownInitiated is called. Those that are registered with the
-// http.Server before Serve are called then, too, unless the http.Server's own
-// Shutdown has called them: that begins the shutdown. A function that is added
-// later is called at once.
+// RegisterOnShutdown registers a function that the shutdown calls once, on a
+// goroutine of its own, at the same time as ShutdownInitiated. If that time has
+// passed, f is called at once.
 //
-// Where golang.org/x/net/http2.ConfigureServer has brought its own HTTP/2 (it has
-// registered itself as well), those of the http.Server wait until every HTTP/2
-// connection was told to leave, for two seconds at the most.
+// Functions that were registered with the inner http.Server are called at the
+// same time, unless the program has called the inner http.Server's own Shutdown,
+// which begins this Server's shutdown and calls them itself. Calling that Shutdown
+// a second time, or once they have run, runs them again, as under net/http.
+//
+// golang.org/x/net/http2.ConfigureServer registers such a function, which sends a
+// final GOAWAY on its HTTP/2 connections. After ConfigureServer, the functions of
+// the inner http.Server are therefore called when every HTTP/2 connection was
+// told to leave, which takes two seconds at most.
 func (s *Server) RegisterOnShutdown(f func()) {
 	s.init()
 	s.side.mu.Lock()
@@ -403,9 +423,9 @@ func (s *Server) RegisterOnShutdown(f func()) {
 	}
 }
 
-// SetKeepAlivesEnabled is http.Server's. Disabling keep-alives closes idle
-// connections on the spot, and with them requests on their way: a shutdown
-// doesn't need it.
+// SetKeepAlivesEnabled is like http.Server.SetKeepAlivesEnabled. Disabling
+// keep-alives closes idle connections at once, and drops requests that are on
+// their way to the server. A shutdown does not need it.
 func (s *Server) SetKeepAlivesEnabled(v bool) {
 	s.side.mu.Lock()
 	s.side.keepAlives = &v
@@ -416,26 +436,25 @@ func (s *Server) SetKeepAlivesEnabled(v bool) {
 	}
 }
 
-// Phase returns where the server stands.
+// Phase returns the phase of the shutdown, PhaseServing before it.
 func (s *Server) Phase() Phase { return s.life.Phase() }
 
-// Stats counts the open connections. It takes time in proportion to them.
+// Stats counts the open connections. Its cost is proportional to their number.
 func (s *Server) Stats() Stats {
 	s.init()
 	return s.life.stats()
 }
 
-// Report says what the shutdown has done so far; after the end of it, what it
-// did.
+// Report returns the report of the shutdown: zero before it, up to now while it
+// runs, and final once it is over.
 func (s *Server) Report() Report {
 	s.init()
 	return s.life.currentReport()
 }
 
-// ReadyHandler returns a handler for readiness probes, which this server or
-// another may serve: it answers 200 while the server serves, and 503 from the
-// first moment of the shutdown on. With Health set it is that one's
-// ReadyHandler.
+// ReadyHandler returns a handler for readiness probes, which this Server or
+// another server may serve. It answers 200 while the Server serves, and 503 once
+// the shutdown has begun. If Health is not nil, it is Health.ReadyHandler.
 func (s *Server) ReadyHandler() http.Handler {
 	s.init()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -443,7 +462,7 @@ func (s *Server) ReadyHandler() http.Handler {
 	})
 }
 
-// bind is Start's first half: it listens, and serves nothing yet.
+// bind listens on Addr and adds the listener, for Start. The caller calls run.
 func (s *Server) bind(ctx context.Context) (*listener, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("graceful: Start: %w", err)
@@ -471,14 +490,13 @@ func (s *Server) bind(ctx context.Context) (*listener, error) {
 	return tl, err
 }
 
-// listen opens the TCP address Addr. Misuse is found before the address is
-// bound.
+// listen listens on the TCP address Addr, after it has checked the configuration.
 func (s *Server) listen(defaultAddr string) (net.Listener, error) {
 	if err := s.prepare(); err != nil {
 		return nil, err
 	}
 	if err := s.life.refusal(); err == errServed {
-		return nil, err // also from a server that has not closed its socket yet
+		return nil, err // not "address in use", if the socket is not closed yet
 	}
 	addr := s.Server.Addr
 	if addr == "" {
@@ -502,8 +520,9 @@ func (s *Server) serve(l net.Listener, config *tls.Config) error {
 	return s.run(tl)
 }
 
-// open lays tracking over l. It returns nil, and has closed l, if there is
-// nothing to serve any more; the error is nil too if nothing ever was.
+// open wraps l and adds it to the lifecycle. Once a shutdown has begun, it closes
+// l and returns nil with the error for Serve, which is nil if the Server has not
+// served.
 func (s *Server) open(l net.Listener, config *tls.Config) (*listener, error) {
 	m, err := s.life.open()
 	if err != nil {
@@ -521,7 +540,7 @@ func (s *Server) open(l net.Listener, config *tls.Config) (*listener, error) {
 	tl := newListener(&s.life, m, below, limit)
 	if outer != nil {
 		outer.served.Store(tl)
-		if isClosed(outer.closed) { // before that was stored
+		if isClosed(outer.closed) { // Close did not find served, or closes tl too
 			tl.Close()
 		}
 	}
@@ -543,7 +562,9 @@ func (s *Server) open(l net.Listener, config *tls.Config) (*listener, error) {
 	return tl, nil
 }
 
-// refused returns what Serve returns when the lifecycle has refused with err.
+// refused returns the error for Serve if the lifecycle has refused with err. If
+// the Server was stopped before it served, refused waits for the end of that
+// shutdown and returns nil.
 func (s *Server) refused(err error) error {
 	if err == errNotServed {
 		<-s.life.stopped
@@ -552,11 +573,11 @@ func (s *Server) refused(err error) error {
 	return err
 }
 
-// run serves the connections of tl until the end of everything.
+// run serves the connections of tl and returns when the shutdown is over.
 func (s *Server) run(tl *listener) (err error) {
 	served := false
-	// A hook that panics for a new connection does so here. The caller may
-	// recover, and the other connections go on.
+	// A ConnState or ConnContext hook that panics for a new connection does so on
+	// this goroutine. The caller may recover; the other connections stay open.
 	defer func() {
 		if s.life.release(tl); !served {
 			tl.dropLast()
@@ -569,7 +590,7 @@ func (s *Server) run(tl *listener) (err error) {
 	if expected {
 		err = nil
 	} else {
-		s.life.order(fmt.Sprintf("accepting on %s failed: %v", tl.Addr(), err), nil)
+		s.life.begin(fmt.Sprintf("accepting on %s failed: %v", tl.Addr(), err), nil)
 	}
 	<-s.life.stopped
 	return err
@@ -612,7 +633,7 @@ func hasCertificate(c *tls.Config) bool {
 	return c != nil && (len(c.Certificates) > 0 || c.GetCertificate != nil || c.GetConfigForClient != nil)
 }
 
-// health returns Health, or one that knows of the shutdown only.
+// health returns Health, or one without checks if that is nil.
 func (s *Server) health() *Health {
 	if s.Health != nil {
 		return s.Health
@@ -620,8 +641,8 @@ func (s *Server) health() *Health {
 	return &s.side.health
 }
 
-// A tlsListener is what ListenTLS returns. Serve takes it apart and lays TLS
-// over the tracked connection; for anybody else it is a TLS listener.
+// A tlsListener is what ListenTLS returns. Server.Serve unwraps it, to run TLS
+// over the tracked connection. For other servers it is a TLS listener.
 type tlsListener struct {
 	net.Listener
 	config *tls.Config

@@ -233,7 +233,7 @@ func TestSeveralListeners(t *testing.T) {
 	c2.expect("/two")
 	s.end()
 	s2.end()
-	// Whoever asked whether it refuses may have been accepted before it did.
+	// waitRefused's last connections may have been accepted before the close.
 	if got := s.Report(); got.Start.Active != 2 || got.Finished+got.Idle != got.Start.Open()+got.Late {
 		t.Errorf("%v", got)
 	}
@@ -760,7 +760,7 @@ func waitPhase(s *served, p graceful.Phase) {
 	eventually(s.t, func() (bool, any) { return s.Phase() >= p, s.Phase() })
 }
 
-// waitRefused waits until nobody can connect to addr.
+// waitRefused waits until connections to addr are refused.
 func waitRefused(t *testing.T, addr net.Addr) {
 	t.Helper()
 	eventually(t, func() (bool, any) {
@@ -817,8 +817,8 @@ func TestServeTLSSpeaksHTTP2(t *testing.T) {
 	}
 }
 
-// TestReadyHandler: ready while serving, and from the first moment of the
-// shutdown on not; always as text that nobody keeps.
+// TestReadyHandler: ready while serving, unready from the beginning of the
+// shutdown; the answer is text, and not to be cached.
 func TestReadyHandler(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		defer outlast()
@@ -859,7 +859,7 @@ func TestReadyHandler(t *testing.T) {
 	})
 }
 
-// TestReadyWithPhase: who has seen the phase finds the handler in it.
+// TestReadyWithPhase: once Phase is delaying, the ready handler answers 503.
 func TestReadyWithPhase(t *testing.T) {
 	for range 200 {
 		srv := &graceful.Server{NoSignalHandling: true}

@@ -15,19 +15,19 @@ import (
 )
 
 // ErrLeftBehind is the error of a server, worker or cleanup function that had
-// not returned when its share of the budget was over. Its goroutine goes on;
-// nobody waits for it any more. It is also the cause with which the context of
-// Finishing ends.
+// not returned when its share of the budget was over. Its goroutine goes on, but
+// the shutdown does not wait for it any more. It is also the cause
+// (context.Cause) with which the context of Finishing ends.
 var ErrLeftBehind = errors.New("graceful: still running when its time was up")
 
 // PanicError is the error of a function of a Group or Pool that panicked. It
 // unwraps to the panic's value if that is an error.
 type PanicError struct {
-	Value any    // what was given to panic
+	Value any    // the argument of panic
 	Stack []byte // of the goroutine, as debug.Stack has it
 }
 
-// Error has the value and the stack.
+// Error returns the value and the stack, in several lines.
 func (e *PanicError) Error() string { return fmt.Sprintf("panic: %v\n\n%s", e.Value, e.Stack) }
 
 // Unwrap returns Value if it is an error, otherwise nil.
@@ -36,65 +36,68 @@ func (e *PanicError) Unwrap() error {
 	return err
 }
 
-// Group runs the parts of a process as one: servers, workers and what has to
-// be cleaned up after them, with one signal handler and one budget of time for
-// the whole shutdown. The zero value is ready to use.
+// Group runs the servers, workers and cleanup functions of a process together,
+// with one signal handler and one time budget for the whole shutdown. The zero
+// value is ready to use. Its methods may be called concurrently.
 //
 // The shutdown begins with the first SIGINT or SIGTERM, when the context given
-// to Start or Run ends, by Shutdown, when a server ends or a worker returns an
-// error by itself, and when all workers have returned and there is no server.
-// Then, one after the other:
+// to Start or Run ends, by Shutdown or Stop, when a server ends, when a worker
+// returns an error, and when all workers have returned and there is no server.
+// Its steps are:
 //
 //  1. The group is unready, and so is every server added by Add.
-//  2. ShutdownDelay passes, if there is a server left to notice it for.
-//  3. All servers drain at once.
-//  4. The contexts of the workers are cancelled, and they are waited for.
+//  2. ShutdownDelay passes, if a server still serves.
+//  3. All servers drain at the same time.
+//  4. The contexts of the workers are cancelled, and the workers return.
 //  5. The functions given to Defer run, last in first out, one at a time.
 //  6. Run returns the errors.
 //
-// Timeout is the budget for all of it. A step that is done early leaves its
-// time to those after it. A step that uses up what it may is told so by its
-// context, left behind a little later (a tenth of its time, at most 250 ms),
-// named in Report and in the error, and the next step begins.
+// Timeout is the budget for all steps. A step that is done early leaves its time
+// to the next steps. If a step uses up its time, the contexts of its functions
+// end. A function that has not returned a little later (a tenth of the step's
+// time, at most 250 ms) is left behind: Report and the error name it, and the
+// next step begins.
 //
-// A second signal, 250 ms or more after the first, kills: the delay and the
-// servers' time are over, the work in hand is cancelled (see Finishing), and
-// workers and cleanup have no more than their reserves. A third finds the
-// runtime's default, which ends the process. SIGINT that was ignored when the
-// process started stays ignored.
+// A second signal, 250 ms or more after the first, kills the group: the delay and
+// the servers' time are over, the contexts of Finishing end, and workers and
+// cleanup have no more time than their reserves. A third signal has its default
+// effect: the process exits. SIGINT that was ignored when the process started
+// stays ignored.
 type Group struct {
-	// Timeout is the time from the first moment of the shutdown to Run's
-	// return. Unlike Server.Timeout it includes ShutdownDelay: set it to a
-	// little less than what the supervisor grants (Kubernetes'
+	// Timeout is the time from the begin of the shutdown to Run's return. Unlike
+	// Server.Timeout it includes ShutdownDelay. It should be a little less than
+	// the time that the supervisor grants (Kubernetes'
 	// terminationGracePeriodSeconds, systemd's TimeoutStopSec). 0 means no
-	// limit: every step is waited for until a second signal.
+	// limit: every step takes its time, until a second signal.
 	Timeout time.Duration
 
-	// ShutdownDelay is how long the servers serve on, unready, before they
-	// drain, so that load balancers notice. 0 means not at all.
+	// ShutdownDelay is how long the servers go on serving, while they are unready,
+	// before they drain, so that load balancers notice. 0 means that they drain at
+	// once.
 	ShutdownDelay time.Duration
 
-	// WorkerReserve is the part of Timeout that the servers can not use up,
-	// so that workers have time to finish what they hold. It counts if there
-	// are workers. 0 means a tenth of Timeout but at most 5 s, and 5 s without
-	// a Timeout (it then counts after a kill). Negative means none.
+	// WorkerReserve is the part of Timeout that the servers cannot use up, so
+	// that workers have time to finish their work. It is reserved only if workers
+	// run. 0 means a tenth of Timeout, but at most 5 s. Without a Timeout, 0 means
+	// 5 s, which is the workers' time after a kill. A negative value means no
+	// reserve.
 	WorkerReserve time.Duration
 
-	// CleanupReserve is the part of Timeout that servers and workers can not
-	// use up. It counts if there are functions given to Defer; each of them
-	// has an equal part of what is left, and leaves to the next what it does
-	// not need. 0 and negative mean what they do for WorkerReserve.
+	// CleanupReserve is the part of Timeout that servers and workers cannot use
+	// up. It is reserved only if functions were given to Defer. Each of these has
+	// an equal part of the time that is left, and leaves to the next what it does
+	// not need. 0 and negative values mean the same as for WorkerReserve.
 	CleanupReserve time.Duration
 
-	// NoSignalHandling leaves SIGINT and SIGTERM to the caller. It has to be
-	// set inside a testing/synctest bubble.
+	// NoSignalHandling keeps the group from catching SIGINT and SIGTERM. It has to
+	// be set inside a testing/synctest bubble.
 	NoSignalHandling bool
 
-	// Logger gets a line at every step of the shutdown and once a second
-	// while a step is waited for. nil means no log.
+	// Logger gets a line for every step of the shutdown, and once a second while a
+	// step lasts. nil means no log.
 	Logger *log.Logger
 
-	// LogFunc is used instead of Logger where it is not nil.
+	// LogFunc is used instead of Logger if it is not nil.
 	LogFunc func(format string, args ...any)
 
 	mu       sync.Mutex // guards what follows, and the fields of every task
@@ -103,46 +106,48 @@ type Group struct {
 	workers  []*groupTask
 	cleanups []*groupTask
 	reason   string     // why the shutdown began; "" until then
-	first    *groupTask // whose failure began it, or nil
-	began    time.Time  // when it did
-	killTime time.Time  // when it was cut short; zero if it was not
+	first    *groupTask // the task whose end began it, or nil
+	began    time.Time  // when the shutdown began
+	killTime time.Time  // when the group was killed; zero if it was not
 	took     time.Duration
 	err      error // for Wait
 
 	// No values are sent on these. Made by initLocked, never replaced.
-	begun   chan struct{} // closed at the first moment of the shutdown
-	killed  chan struct{} // closed when it is cut short
-	stopped chan struct{} // closed when it is over
+	begun   chan struct{} // closed when the shutdown begins
+	killed  chan struct{} // closed by kill
+	stopped chan struct{} // closed when the shutdown is over
 
 	// Set by Start, constant afterwards.
-	base    context.Context // Start's, without its end
-	working context.Context // the workers'
-	holding context.Context // Finishing's
-	endWork context.CancelFunc
-	cutWork context.CancelCauseFunc
-	// letOthers lets those who catch signals outside the group drain too.
-	letOthers func()
+	base    context.Context         // Start's context, without its end
+	working context.Context         // the workers' context
+	holding context.Context         // the context that Finishing's ends with
+	endWork context.CancelFunc      // cancels working
+	cutWork context.CancelCauseFunc // cancels holding
+	// releaseOthers makes servers outside the group, which catch the same signals,
+	// drain as well; see delayCatchers.
+	releaseOthers func()
 }
 
-// Server adds a server of any kind: serve blocks while it serves, shutdown
-// makes it end and returns when it has, or with ctx's error after ctx. Both
-// run on goroutines of the group. When serve returns before shutdown was
-// called, also with nil, the shutdown of the group begins, and serve's error is
-// one of Run's unless it is http.ErrServerClosed. After shutdown was called any
-// error of serve is taken for the end that was asked for: Report has it, Run
-// does not. A panic is an error at any time.
+// Server adds a server of any kind. serve blocks while it serves. shutdown makes
+// serve return, and returns itself when the server has stopped, or ctx's error
+// when ctx has ended. Both run on goroutines of the group. If serve returns before
+// shutdown was called, the shutdown of the group begins, and Run returns serve's
+// error unless it is nil or http.ErrServerClosed. After shutdown was called, an
+// error of serve is taken for the end that shutdown asked for: Report has it, and
+// Run does not return it. Run returns a panic at any time, as a *PanicError.
 //
 // The shutdown of the group may begin at any time, so shutdown may be called
-// before serve has begun to serve. serve then has to return at once, as that
-// of net/http and of grpc-go does.
+// before serve has begun to serve. serve must then return at once, as that of
+// net/http and of grpc-go does.
 //
-// When ctx ends shutdown has to cut what is left: ShutdownThenClose makes such
-// a function for *http.Server, StopThenKill for *grpc.Server. For the servers
-// of this package Add is the way. Given to Server as functions, or not given to
-// the group at all, they catch signals themselves: they wait with that until
-// the group's servers drain, but are not unready before.
+// When ctx ends, shutdown must close the connections that are left.
+// ShutdownThenClose makes such a function for *http.Server, StopThenKill for
+// *grpc.Server. Use Add for the servers of this package. If such a server is
+// given to Server as functions, or is not in the group, it catches signals
+// itself: on a signal it begins to drain when the group's servers do, and is not
+// unready before.
 //
-// Server panics when a function is nil or the group has been started.
+// Server panics if a function is nil or the group has been started.
 func (g *Group) Server(name string, serve func() error, shutdown func(context.Context) error) {
 	if serve == nil || shutdown == nil {
 		panic("graceful: Group.Server: nil function for " + name)
@@ -150,22 +155,24 @@ func (g *Group) Server(name string, serve func() error, shutdown func(context.Co
 	g.addServer(&groupTask{kind: "server", name: name, serve: []func() error{serve}, shutdown: shutdown})
 }
 
-// Add adds a *Server or a *Listener. It belongs to the group from then on:
-// the group has the signals, calls the delay and bounds its Timeout by what is
-// left of the budget; its readiness is part of the group's, and ends with it.
+// Add adds a *Server or a *Listener, which then belongs to the group: it does
+// not catch signals, its ShutdownDelay is replaced by the group's, and its drain
+// ends with its own Timeout or with its share of the group's, whichever is earlier.
+// The group is ready only if m is, and m is unready when the group's shutdown
+// begins.
 //
-// Without serve functions the group starts m as m.Start does: it binds before
-// Start returns, so that "address in use" is Start's error. Otherwise every
-// serve function runs on a goroutine of its own, and m is only what makes
-// them end:
+// Without serve functions the group starts m as m.Start does: the address is
+// bound before Start returns, so that "address in use" is Start's error.
+// Otherwise every serve function runs on a goroutine of its own, and the group
+// calls m.Shutdown to make them return:
 //
 //	g.Add("web", srv,
 //		srv.ListenAndServe,
 //		func() error { return srv.ListenAndServeTLS("cert.pem", "key.pem") })
 //	g.Add("redis", l, func() error { return redis.Serve(l) })
 //
-// Add panics when m or a function is nil, m serves already or belongs to a
-// group, or the group has been started.
+// Add panics if m or a function is nil, m serves already, was stopped or belongs
+// to a group, or the group has been started.
 func (g *Group) Add(name string, m GroupMember, serve ...func() error) {
 	if m == nil || slices.ContainsFunc(serve, func(f func() error) bool { return f == nil }) {
 		panic("graceful: Group.Add: nil for " + name)
@@ -174,19 +181,19 @@ func (g *Group) Add(name string, m GroupMember, serve ...func() error) {
 	g.addServer(&groupTask{kind: "server", name: name, member: m, serve: serve, shutdown: m.Shutdown})
 }
 
-// Go adds a worker. fn's context is cancelled once all servers have drained,
-// not when Start's is: what they hand to the worker has a taker to the end. fn
-// then finishes what it holds and returns; context.Canceled is no error from
-// there on. Draining(ctx) is closed earlier, at the first moment of the
-// shutdown, for workers that take from outside; Finishing(ctx) is a context
-// for the work in hand.
+// Go adds a worker. fn's context is cancelled when all servers have drained, so
+// that the worker takes what they hand to it until then; the end of Start's
+// context does not end it. fn then finishes the work that it holds and returns.
+// From then on context.Canceled does not count as an error. Draining(ctx) is
+// closed earlier, when the shutdown begins, for workers that take work from
+// outside the process. Finishing(ctx) is a context for the work in hand.
 //
 // A worker may return nil at any time. An error begins the shutdown, and is
-// the first that Run returns. A panic is an error too, a *PanicError.
+// the first that Run returns. A panic counts as an error, a *PanicError.
 //
 // Go may be called before Start and, from any goroutine, after it: fn then
-// starts at once. Once the workers have been waited for it is too late: then
-// fn does not run and the log says so. Go panics when fn is nil.
+// starts at once. When the group has finished waiting for its workers, a further
+// fn does not run, and a log line says so. Go panics if fn is nil.
 func (g *Group) Go(name string, fn func(ctx context.Context) error) {
 	if fn == nil {
 		panic("graceful: Group.Go: nil function for " + name)
@@ -204,17 +211,18 @@ func (g *Group) Go(name string, fn func(ctx context.Context) error) {
 		}
 		g.startWorkerLocked(t)
 	default:
-		go g.logf("worker %s came too late to be started", t.name)
+		go g.logf("worker %s was added too late and is not started", t.name)
 	}
 }
 
-// Defer adds a function to run when servers and workers are over, in the
-// reverse of the order in which they were added, as defer has it. It runs also
-// when Start fails. fn's context ends with fn's part of the time that is left.
+// Defer adds a cleanup function, which runs when servers and workers have
+// stopped, or were left behind. The functions run one at a time, last in first
+// out, as with the defer statement, also when Start fails. fn's context ends with
+// fn's part of the time that is left.
 //
 // Defer may be called before Start and, from any goroutine, after it. Once
-// cleanup has begun it is too late: then fn does not run and the log says so.
-// Defer panics when fn is nil.
+// cleanup has begun, a further fn does not run, and a log line says so. Defer
+// panics if fn is nil.
 func (g *Group) Defer(name string, fn func(ctx context.Context) error) {
 	if fn == nil {
 		panic("graceful: Group.Defer: nil function for " + name)
@@ -223,21 +231,21 @@ func (g *Group) Defer(name string, fn func(ctx context.Context) error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.state >= groupWorkless {
-		go g.logf("cleanup %s came too late to be run", t.name)
+		go g.logf("cleanup %s was added too late and is not run", t.name)
 		return
 	}
 	g.cleanups = append(g.cleanups, t)
 }
 
 // Ready reports whether the group has been started, has not begun to shut down,
-// and every server added by Add is ready, which is when its ReadyHandler would
-// answer 200. The checks of Server.Health run for that, of all servers at once:
-// Ready blocks until they have returned, at most for Health.CheckTimeout.
+// and every server added by Add is ready, that is, its ReadyHandler would answer
+// 200. Ready runs the checks of Server.Health, of all servers concurrently, and
+// blocks until they have returned, at most for Health.CheckTimeout.
 func (g *Group) Ready() bool { return g.unready(context.Background()) == "" }
 
-// ReadyHandler answers readiness probes: 200 while Ready says true, otherwise
-// 503 and, as text, which servers are not ready and the names of the checks
-// that fail. Responses are not to be cached.
+// ReadyHandler returns a handler for readiness probes. It answers 200 if Ready
+// reports true, otherwise 503 with a text that names the servers that are not
+// ready and the checks that fail. It forbids caching.
 func (g *Group) ReadyHandler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
@@ -253,37 +261,36 @@ func (g *Group) ReadyHandler() http.Handler {
 	})
 }
 
-// GroupMember is what Group.Add takes: *Server and *Listener.
+// GroupMember is the type of the servers that Group.Add accepts: *Server and
+// *Listener.
 type GroupMember interface {
-	// Shutdown drains; when ctx ends first it closes what is left and returns
-	// ctx's error. The group calls it once, with a context that ends a little
-	// before the share of the servers does (and at once on a kill). Whatever
-	// BeforeShutdown says does not count: the group has decided. The member's
-	// own Timeout may end it earlier, counted from this call.
+	// Shutdown drains. If ctx ends first, it closes the connections that are left
+	// and returns ctx's error. The group calls it once, with a context that ends
+	// a little before the share of the servers does, and at once on a kill.
+	// BeforeShutdown is not called. The member's own Timeout may end the drain
+	// earlier; it counts from this call.
 	Shutdown(ctx context.Context) error
 
 	// joinGroup is called once, by Add, before anything is served. From then
 	// on the member behaves as if NoSignalHandling were set and ShutdownDelay
-	// 0, whatever its fields say. It panics if the member serves already, has
-	// been stopped, or belongs to a group.
+	// were 0. It panics if the member serves already, was stopped, or belongs to
+	// a group.
 	joinGroup()
 
 	// startInGroup is called at most once, by Group.Start, and only if Add
-	// was given no serve functions. It binds what the member's fields say and
-	// serves in the background, as Start does; an error means that nothing
-	// has been started. wait blocks until serving is over and returns what
-	// Serve would have: nil for a stop that was asked for. A member that can
-	// not serve by itself (a Listener whose Accept is another's to call)
-	// returns an error that says that Add needs a serve function.
+	// was given no serve functions. It binds the member's address and serves in
+	// the background, as Start does; an error means that nothing was started.
+	// wait blocks until serving is over and returns the error that Serve would
+	// return, nil after a Shutdown. A Listener cannot serve by itself, and returns
+	// an error that says that Add needs a serve function.
 	startInGroup() (wait func() error, err error)
 
-	// beginDelay is called once, at the first moment of the group's shutdown,
-	// and returns at once. The member enters the delaying phase with no end of
-	// its own: unready, Draining closed, Connection: close on HTTP/1
-	// responses, everything still served until Shutdown is called, which
-	// always follows. It also comes when the member has stopped by itself
-	// (then it does nothing), and when a serve function has been called but
-	// has not got to serving (then it is remembered). A member that the group
+	// beginDelay is called once, when the group's shutdown begins, and returns at
+	// once. The member enters the delaying phase, which lasts until Shutdown is
+	// called: it is unready, Draining is closed, HTTP/1 responses say Connection:
+	// close, and requests are still served. If the member has stopped already,
+	// beginDelay does nothing. If a serve function has been called and does not
+	// serve yet, the delaying phase begins all the same. A member that the group
 	// has not started gets neither this call nor Shutdown.
 	beginDelay()
 
@@ -293,16 +300,17 @@ type GroupMember interface {
 	// called at any time and from any goroutine.
 	unready(ctx context.Context) string
 
-	// groupSummary is what GroupReport says beside the member's name, one
-	// line without its end ("12 in flight, 40 idle, 1 killed"), or "". It may
-	// be called at any time and from any goroutine.
+	// groupSummary returns the member's text for GroupEntry.Detail, one line
+	// without a newline ("12 in flight, 40 idle, 1 killed"), or "". It may be
+	// called at any time and from any goroutine.
 	groupSummary() string
 }
 
 // ShutdownThenClose returns a shutdown function for Group.Server from a server
-// like *http.Server, whose Shutdown leaves the connections that it has waited
-// for in vain open when ctx ends: then it calls Close, and returns ctx's error.
-// It also calls Close when Shutdown panics.
+// like *http.Server, whose Shutdown leaves connections open when ctx ends. The
+// function calls Shutdown. If that returns an error because ctx has ended, the
+// function calls Close and returns the error, joined with that of Close. It also
+// calls Close if Shutdown panics.
 func ShutdownThenClose(srv interface {
 	Shutdown(context.Context) error
 	io.Closer
@@ -326,14 +334,15 @@ func ShutdownThenClose(srv interface {
 }
 
 // StopThenKill returns a shutdown function for Group.Server from a server
-// whose graceful stop knows no context, like *grpc.Server: it calls stop, and
-// when ctx ends before stop has returned, kill, which has to make it return:
+// whose graceful stop takes no context, like *grpc.Server. The function calls
+// stop. If ctx ends before stop has returned, it calls kill, which must make stop
+// return:
 //
 //	g.Server("grpc", func() error { return s.Serve(l) },
 //		graceful.StopThenKill(s.GracefulStop, s.Stop))
 //
-// It then returns ctx's error. It also calls kill when stop panics, as
-// GracefulStop did beside ServeHTTP in earlier releases of grpc-go.
+// After a kill the function returns ctx's error. It also calls kill if stop
+// panics, as GracefulStop did with ServeHTTP in earlier releases of grpc-go.
 func StopThenKill(stop, kill func()) func(context.Context) error {
 	return func(ctx context.Context) error {
 		end := make(chan error, 1)
@@ -351,10 +360,10 @@ func StopThenKill(stop, kill func()) func(context.Context) error {
 	}
 }
 
-// Finishing returns a context for the work that a worker holds when ctx, its
-// own, is cancelled: one with ctx's values that goes on until the worker's
-// time is up, the group is killed, or the group's shutdown is over. Its cause
-// is ErrLeftBehind then.
+// Finishing returns a context for the work that a worker of a Group holds when
+// ctx, the worker's own context, is cancelled. It has ctx's values and ends later:
+// when the worker's time is up, the group is killed, or the group's shutdown is
+// over. Its cause (context.Cause) is then ErrLeftBehind.
 //
 //	func consume(ctx context.Context) error {
 //		for {
@@ -366,8 +375,8 @@ func StopThenKill(stop, kill func()) func(context.Context) error {
 //		}
 //	}
 //
-// For a context that comes from no Group's worker it is
-// context.WithoutCancel(ctx): it never ends.
+// If ctx does not come from a Group's worker, Finishing returns
+// context.WithoutCancel(ctx), which never ends.
 func Finishing(ctx context.Context) context.Context {
 	end, ok := ctx.Value(finishingKey{}).(context.Context)
 	if !ok {
@@ -376,8 +385,8 @@ func Finishing(ctx context.Context) context.Context {
 	return finishing{end, context.WithoutCancel(ctx)}
 }
 
-// spawn calls fn on a goroutine of its own, and then end with fn's error, in
-// every way in which fn can end.
+// spawn calls fn on a goroutine of its own, and then end with fn's error, also
+// if fn panics (a *PanicError) or calls runtime.Goexit (errGoexit).
 func spawn(fn func() error, end func(error)) {
 	go func() {
 		err := errGoexit
@@ -395,7 +404,7 @@ func spawn(fn func() error, end func(error)) {
 // t.FailNow does.
 var errGoexit = errors.New("graceful: the function called runtime.Goexit")
 
-// crashed reports whether err is that of a function which did not return.
+// crashed reports whether err is the error of a panic or of runtime.Goexit.
 func crashed(err error) bool {
 	_, panicked := err.(*PanicError)
 	return panicked || err == errGoexit
@@ -410,7 +419,7 @@ func (g *Group) addServer(t *groupTask) {
 	g.servers = append(g.servers, t.init(g))
 }
 
-// unready says why the group is not ready, or "".
+// unready returns why the group is not ready, or "".
 func (g *Group) unready(ctx context.Context) string {
 	if why := g.notRunning(); why != "" {
 		return why
@@ -440,7 +449,7 @@ func (g *Group) unready(ctx context.Context) string {
 	return ""
 }
 
-// notRunning says why the group itself is not ready, or "".
+// notRunning returns why the group is not ready, apart from its servers, or "".
 func (g *Group) notRunning() string {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -475,8 +484,8 @@ func (s *Server) beginDelay() {
 
 func (s *Server) unready(ctx context.Context) string {
 	s.init()
-	// As if the probe had come by this server: a probe that comes by another
-	// one, which is shutting down, says nothing of this one's Health.
+	// The draining channel of this server replaces that of the server that serves
+	// the probe, which may be shutting down while this one is not.
 	ctx = context.WithValue(ctx, drainingKey{}, (<-chan struct{})(s.life.draining))
 	return strings.Join(s.health().failing(ctx), ", ")
 }
@@ -506,7 +515,8 @@ func (l *Listener) unready(context.Context) string {
 
 func (l *Listener) groupSummary() string { return l.life.summary() }
 
-// summary says in a few words what there is, or what became of it.
+// summary returns the counts of connections, from the drain on those of its
+// begin.
 func (lc *lifecycle) summary() string {
 	if lc.Phase() < PhaseDraining {
 		s := lc.stats()
@@ -527,16 +537,15 @@ type (
 	finishingKey struct{}
 )
 
-// finishing ends with its Context and has the values of the other, which never
-// ends.
+// finishing is a context that ends with Context and has the values of values.
 type finishing struct {
 	context.Context
 	values context.Context
 }
 
-// Value asks values first. For the key by which package context finds a
-// cancelable parent values has nothing, so that Cause and WithCancel see the
-// one that this context ends with.
+// Value looks in values first. values, a context.WithoutCancel, has nothing for
+// the key by which package context finds a cancelable parent, so that Cause and
+// WithCancel find the context that this one ends with.
 func (f finishing) Value(key any) any {
 	if v := f.values.Value(key); v != nil {
 		return v

@@ -97,7 +97,7 @@ func TestGroupMember(t *testing.T) {
 			"1 graceful: shutdown initiated: Shutdown was called",
 			"1 a delays",
 			"1 b delays",
-			"1 graceful: unready; the servers drain in 3.3s",
+			"1 graceful: unready, still serving; draining begins in 3.3s",
 			"4.3 graceful: draining 2 servers, 5.7s left",
 			"4.3 a drains true 5.45s",
 			"4.3 b drains true 5.45s",

@@ -21,7 +21,7 @@ import (
 
 // TestGroupOfOurs: a Server and a Listener in one group, each with a client in
 // the middle of something. During the delay both serve on, unready; then both
-// finish what they hold; nobody is cut.
+// finish what they hold, and no connection is cut.
 func TestGroupOfOurs(t *testing.T) {
 	entered, finish := make(chan struct{}), make(chan struct{})
 	srv := &graceful.Server{
@@ -496,7 +496,7 @@ func TestGroupTooLate(t *testing.T) {
 			t.Error(err)
 		}
 		synctest.Wait()
-		s.want(t, "0 graceful: worker worker came too late to be started",
-			"1 graceful: cleanup cache came too late to be run", "2 over")
+		s.want(t, "0 graceful: worker worker was added too late and is not started",
+			"1 graceful: cleanup cache was added too late and is not run", "2 over")
 	})
 }

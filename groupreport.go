@@ -9,42 +9,45 @@ import (
 	"time"
 )
 
-// GroupReport says how a Group's shutdown went, or goes.
+// GroupReport says how a Group's shutdown went, or how it goes.
 type GroupReport struct {
-	Reason  string        // why it began; "" while there is none
-	Began   time.Time     // its first moment
+	Reason  string        // why it began; "" before
+	Began   time.Time     // when it began
 	Took    time.Duration // until now, or until it was over
-	Timeout time.Duration // the budget: the group's Timeout; 0 is none
-	Killed  bool          // whether it was cut short by a kill
-	Over    bool          // whether it is final
+	Timeout time.Duration // the budget: the group's Timeout; 0 means none
+	Killed  bool          // whether a kill cut it short
+	Over    bool          // whether the report is final
 	Entries []GroupEntry  // servers, workers, cleanup, in the order in which they are shut down
 }
 
-// GroupEntry is what became of one server, worker or cleanup function.
+// GroupEntry describes the shutdown of one server, worker or cleanup function.
 type GroupEntry struct {
 	Kind    string        // "server", "worker" or "cleanup"
 	Name    string        // as it was added
-	Outcome GroupOutcome  // what became of it
-	Took    time.Duration // from when it was told to end (a cleanup: to begin); 0 if it ended by itself
+	Outcome GroupOutcome  // whether it has returned, and how
+	Took    time.Duration // from when it was told to end (a cleanup: to begin); 0 if it ended before
 	Errors  []error       // its errors, without its name
-	Detail  string        // a server's summary and what its serve functions returned, or who in a Pool is busy
+	Detail  string        // a server's connections and the errors of its serve functions, or the busy workers of a Pool
 }
 
-// GroupOutcome is what became of a part of a Group.
+// GroupOutcome says whether a server, worker or cleanup function of a Group has
+// returned, and how.
 type GroupOutcome string
 
+// The outcomes of a server, worker or cleanup function.
 const (
 	GroupNotStarted GroupOutcome = "not started"
 	GroupRunning    GroupOutcome = "running"     // has not been told to end
-	GroupEnding     GroupOutcome = "ending"      // has been told, and is not back
-	GroupDone       GroupOutcome = "done"        // came back without an error
-	GroupFailed     GroupOutcome = "failed"      // came back with an error, or did not start
-	GroupCut        GroupOutcome = "cut"         // came back when it was told that its time was up
-	GroupLeftBehind GroupOutcome = "left behind" // has not come back
+	GroupEnding     GroupOutcome = "ending"      // has been told to end, and has not returned
+	GroupDone       GroupOutcome = "done"        // returned without an error
+	GroupFailed     GroupOutcome = "failed"      // returned an error, panicked, or did not start
+	GroupCut        GroupOutcome = "cut"         // returned only after its time was up
+	GroupLeftBehind GroupOutcome = "left behind" // had not returned when the next step began
 )
 
-// Report returns how the shutdown goes. It may be called at any time and from
-// any goroutine; once Start's channel is closed it is final.
+// Report returns the report of the group's shutdown so far. It may be called at
+// any time and from any goroutine. Once Start's channel is closed the report is
+// final.
 func (g *Group) Report() GroupReport {
 	g.mu.Lock()
 	r := GroupReport{
@@ -63,15 +66,15 @@ func (g *Group) Report() GroupReport {
 		r.Entries = append(r.Entries, t.entryLocked())
 	}
 	g.mu.Unlock()
-	// Outside the lock, as it is other types' code.
+	// Outside the lock, since it calls methods of members.
 	for i, t := range tasks {
 		r.Entries[i].Detail = t.describe()
 	}
 	return r
 }
 
-// String returns the report as a person would read it: a line about the whole
-// and a table of who took how long and what became of them.
+// String returns the report as text: a line about the shutdown, and a table with
+// a line for each server, worker and cleanup function.
 func (r GroupReport) String() string {
 	var b strings.Builder
 	if r.Reason == "" {
@@ -92,8 +95,8 @@ func (r GroupReport) String() string {
 		}
 		b.WriteString("\n")
 	}
-	// Notes are the last column, so that a long one widens no other; a table
-	// without trailing blanks can be compared in an example.
+	// Notes are the last column, so that a long note does not widen a column.
+	// Trailing blanks are removed, since an example's Output cannot have them.
 	var table strings.Builder
 	w := tabwriter.NewWriter(&table, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(w, "KIND\tNAME\tTOOK\tOUTCOME\tNOTE")
@@ -169,11 +172,11 @@ func (t *groupTask) entryLocked() GroupEntry {
 	return e
 }
 
-// describe returns what the member or the Pool in the task says of itself, and
-// with which errors serve functions ended.
+// describe returns the summary of the task's member or Pool, followed by the
+// errors with which its serve functions ended.
 func (t *groupTask) describe() string {
 	t.g.mu.Lock()
-	detail, notes := t.detail, slices.Clone(t.farewells)
+	detail, notes := t.detail, slices.Clone(t.stopErrors)
 	t.g.mu.Unlock()
 	own := ""
 	switch {
@@ -188,7 +191,7 @@ func (t *groupTask) describe() string {
 	return strings.Join(notes, "; ")
 }
 
-// errorsLocked joins what went wrong, each with its name, in Wait's order.
+// errorsLocked joins the errors of all tasks, with their names, in Wait's order.
 func (g *Group) errorsLocked() error {
 	var errs []error
 	add := func(t *groupTask) {
@@ -214,7 +217,7 @@ func (g *Group) tasksLocked() []*groupTask {
 	return slices.Concat(g.servers, g.workers, cleanups)
 }
 
-// names lists the tasks that are not over.
+// names returns the names of the tasks that are not over.
 func (g *Group) names(tasks []*groupTask) string {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -227,7 +230,7 @@ func (g *Group) names(tasks []*groupTask) string {
 	return strings.Join(names, ", ")
 }
 
-// firstLine is err's text without what follows its first line, such as a stack.
+// firstLine returns the first line of err's text, without a stack, for example.
 func firstLine(err error) string {
 	s := err.Error()
 	for i, c := range s {

@@ -13,15 +13,15 @@ import (
 )
 
 // Start starts the servers in the order in which they were added, then the
-// workers, and returns; the shutdown begins when ctx ends, or for any other of
-// Group's reasons. stopped is closed when it is over; Wait then has the
-// errors. The values of ctx are seen by workers and cleanup functions, its end
-// and its deadline are not. If ctx has ended already, nothing is started but the
-// cleanup, as if Shutdown had been called before.
+// workers, and returns. The shutdown begins when ctx ends, or for another of the
+// reasons that Group lists. stopped is closed when it is over; Wait then returns
+// the errors. The contexts of workers and cleanup functions have the values of
+// ctx, but not its end and its deadline. If ctx has ended already, only the
+// cleanup runs, as if Shutdown had been called before.
 //
-// When a member can not be started, the others are shut down, cleanup runs,
-// and Start returns the errors after that. A field that makes no sense is an
-// error too, and so is a second Start; then nothing has been started or run.
+// If a server cannot be started, the others are shut down, cleanup runs, and
+// then Start returns the errors. Start returns an error at once, and starts
+// nothing, if a field has an invalid value or Start was called before.
 func (g *Group) Start(ctx context.Context) (stopped <-chan struct{}, err error) {
 	if err := g.check(); err != nil {
 		return nil, err
@@ -34,7 +34,7 @@ func (g *Group) Start(ctx context.Context) (stopped <-chan struct{}, err error) 
 	}
 	g.state = groupStarting
 	if g.reason != "" {
-		g.began = time.Now() // the budget counts from here, not from long ago
+		g.began = time.Now() // Stop was called before; the budget counts from Start
 	}
 	g.base = context.WithoutCancel(ctx)
 	values := context.WithValue(g.base, drainingKey{}, (<-chan struct{})(g.begun))
@@ -42,22 +42,22 @@ func (g *Group) Start(ctx context.Context) (stopped <-chan struct{}, err error) 
 	g.working, g.endWork = context.WithCancel(context.WithValue(values, finishingKey{}, g.holding))
 	g.mu.Unlock()
 
-	letGo := func() {}
-	g.letOthers = func() {}
+	stopSignals := func() {}
+	g.releaseOthers = func() {}
 	if !g.NoSignalHandling {
-		g.letOthers = conduct()
-		letGo = catchSignalsUntil(make(chan struct{}), g.signalled, g.signalledAgain)
+		g.releaseOthers = delayCatchers()
+		stopSignals = catchSignalsUntil(make(chan struct{}), g.signalled, g.signalledAgain)
 	}
 	forget := context.AfterFunc(ctx, func() {
 		g.begin(fmt.Sprintf("context ended: %v", context.Cause(ctx)), nil)
 	})
 	if ctx.Err() != nil {
-		// AfterFunc's goroutine may come too late to keep a server from starting.
+		// AfterFunc calls it on another goroutine, perhaps after a server was started.
 		g.begin(fmt.Sprintf("context ended: %v", context.Cause(ctx)), nil)
 	}
 	release := func() {
 		forget()
-		letGo()
+		stopSignals()
 	}
 
 	failed := false
@@ -73,7 +73,7 @@ func (g *Group) Start(ctx context.Context) (stopped <-chan struct{}, err error) 
 	g.mu.Lock()
 	g.state = groupRunning
 	if g.reason == "" {
-		// Counted before the first of them can end.
+		// With the lock held, so that all workers are counted before one can end.
 		for _, t := range g.workers {
 			g.startWorkerLocked(t)
 		}
@@ -87,12 +87,11 @@ func (g *Group) Start(ctx context.Context) (stopped <-chan struct{}, err error) 
 	return g.stopped, nil
 }
 
-// Run is Start and Wait: it blocks until the shutdown is over. It returns nil
-// for one that was asked for, by a signal, ctx or Shutdown, and that ended
-// without an error.
+// Run calls Start and then Wait: it blocks until the shutdown is over. It returns
+// nil if no server, worker or cleanup function had an error.
 //
-// A group that has neither servers nor workers ends at once; after Start it
-// goes on, so that Go can add workers.
+// A group without servers and workers ends at once. After Start alone such a
+// group goes on, so that Go can add workers.
 func (g *Group) Run(ctx context.Context) error {
 	if _, err := g.Start(ctx); err != nil {
 		return err
@@ -104,10 +103,9 @@ func (g *Group) Run(ctx context.Context) error {
 }
 
 // Wait blocks until the group has been started and its shutdown is over. It
-// returns the errors of all, joined, each prefixed with the name of who had
-// it: first that of the server or worker that began the shutdown by failing,
-// then servers, workers and cleanup. Each of them can be found by errors.Is
-// and errors.As.
+// returns the errors of all servers, workers and cleanup functions, joined with
+// errors.Join, each prefixed with its function's name. The error of the server or
+// worker that began the shutdown comes first, then servers, workers and cleanup.
 func (g *Group) Wait() error {
 	g.mu.Lock()
 	g.initLocked()
@@ -116,15 +114,16 @@ func (g *Group) Wait() error {
 	return g.err
 }
 
-// Shutdown begins the shutdown and waits until it is over. It returns what
-// Wait does. When ctx ends first the rest is killed, as by a second signal,
-// and Shutdown returns ctx's error at once; cleanup then still has its
-// reserve, and Run, Wait or Start's channel tell its end.
+// Shutdown begins the shutdown, waits until it is over, and returns the same
+// error as Wait. If ctx ends first, Shutdown kills the group, as a second signal
+// does, and returns ctx's error at once. Cleanup then still has its reserve; Run
+// and Wait return when that is over.
 //
-// A function of the group must not wait for it: see Stop.
+// A function of the group must call Stop instead: Shutdown would wait for it to
+// return.
 //
-// It may be called repeatedly and concurrently. Before Start it returns nil at
-// once and is remembered: Start then starts nothing but the cleanup.
+// Shutdown may be called repeatedly and concurrently. Before Start it returns nil
+// at once, and a later Start runs only the cleanup.
 func (g *Group) Shutdown(ctx context.Context) error {
 	g.begin("Shutdown was called", nil)
 	g.mu.Lock()
@@ -139,7 +138,7 @@ func (g *Group) Shutdown(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	select {
-	case <-g.stopped: // both: the end counts
+	case <-g.stopped: // select picks at random if both are ready
 		return g.err
 	default:
 	}
@@ -147,9 +146,10 @@ func (g *Group) Shutdown(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// Stop begins the shutdown and does not wait for it, so that a worker or a
-// handler can do so. reason is for the log and the report. Once the shutdown
-// has begun it does nothing; before Start it is remembered, as Shutdown is.
+// Stop begins the shutdown and does not wait for it. It may be called by workers
+// and handlers. reason is for the log and the report; "" means "Stop was called".
+// Once the shutdown has begun, Stop does nothing. After a Stop before Start, Start
+// runs only the cleanup.
 func (g *Group) Stop(reason string) {
 	if reason == "" {
 		reason = "Stop was called"
@@ -157,29 +157,30 @@ func (g *Group) Stop(reason string) {
 	g.begin(reason, nil)
 }
 
-// groupState is how far a Group has come.
+// groupState is the state of a Group. Each goes to the one below it.
 type groupState int
 
 const (
-	groupNew      groupState = iota // → starting
-	groupStarting                   // → running
-	groupRunning                    // → workless; the shutdown begins in here
-	groupWorkless                   // workers are over; → stopped
-	groupStopped
+	groupNew      groupState = iota // Start was not called
+	groupStarting                   // Start starts the servers
+	groupRunning                    // servers and workers run; the shutdown may have begun
+	groupWorkless                   // all workers have returned or are left behind
+	groupStopped                    // the shutdown is over
 )
 
-// signalled and signalledAgain are catchSignals' callbacks.
-
+// signalled is called for the first signal.
 func (g *Group) signalled(sig os.Signal) bool {
 	g.begin("signal "+sig.String(), nil)
 	return true
 }
 
+// signalledAgain is called for the second signal.
 func (g *Group) signalledAgain(sig os.Signal) {
 	g.kill("signal " + sig.String())
 }
 
-// begin begins the shutdown, unless it has begun. t is whose end it is, or nil.
+// begin begins the shutdown, unless it has begun. t is the task whose end is the
+// reason, or nil.
 func (g *Group) begin(reason string, t *groupTask) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -204,7 +205,8 @@ func (g *Group) isBegun() bool {
 	}
 }
 
-// kill cuts short the shutdown that has begun, unless it has been already.
+// kill cuts the shutdown short, unless that was done before. It does not begin
+// it.
 func (g *Group) kill(reason string) {
 	g.mu.Lock()
 	first := g.killTime.IsZero() && g.state != groupStopped
@@ -226,8 +228,8 @@ func (g *Group) initLocked() {
 	}
 }
 
-// startServer starts a server. Its failure has begun the shutdown when
-// startServer returns the error.
+// startServer starts a server. If that fails, it begins the shutdown and returns
+// the error.
 func (g *Group) startServer(t *groupTask) error {
 	serve := t.serve
 	if len(serve) == 0 {
@@ -256,20 +258,20 @@ func (g *Group) startWorkerLocked(t *groupTask) {
 	t.spawnLocked(func() error { return t.run(ctx) }, t.worked)
 }
 
-// run waits for the shutdown's beginning and then conducts it. It alone moves
-// the state on.
+// run waits until the shutdown begins, and runs its steps. From groupRunning on,
+// state is changed here only.
 func (g *Group) run(release func()) {
 	<-g.begun
 	g.logf("shutdown initiated: %s", g.reason)
 	for _, t := range g.servers {
-		// Without the lock: a server is started before run, or never. One
-		// that was not is not told either, as no Shutdown would follow.
+		// t.started is read without the lock, since no server is started after run
+		// has begun. A server that was not started does not get a Shutdown either.
 		if t.member != nil && t.started {
 			t.member.beginDelay()
 		}
 	}
 	g.delay()
-	g.letOthers()
+	g.releaseOthers()
 	g.drainServers()
 	g.endWorkers()
 	g.cleanUp()
@@ -286,7 +288,7 @@ func (g *Group) run(release func()) {
 	close(g.stopped)
 }
 
-// delay lets ShutdownDelay pass, unless there is no server that still serves.
+// delay waits for ShutdownDelay, if a server still serves.
 func (g *Group) delay() {
 	g.mu.Lock()
 	serving := slices.ContainsFunc(g.servers, func(t *groupTask) bool { return t.parts > 0 })
@@ -294,7 +296,7 @@ func (g *Group) delay() {
 	if g.ShutdownDelay <= 0 || !serving {
 		return
 	}
-	g.logf("unready; the servers drain in %v", g.ShutdownDelay)
+	g.logf("unready, still serving; draining begins in %v", g.ShutdownDelay)
 	timer := time.NewTimer(g.ShutdownDelay)
 	defer timer.Stop()
 	select {
@@ -330,14 +332,14 @@ func (g *Group) endWorkers() {
 	for _, t := range g.workers {
 		t.asked = time.Now()
 	}
-	// Under the lock: whoever finds it cancelled also finds asked set.
+	// With the lock held, so that asked is set when Go sees that it is cancelled.
 	g.endWork()
 	for {
 		tasks := slices.DeleteFunc(slices.Clone(g.workers), func(t *groupTask) bool {
 			return t.left || t.parts == 0
 		})
 		if len(tasks) == 0 {
-			g.state = groupWorkless // none can come after the look that found none
+			g.state = groupWorkless // under the same lock, so that Go cannot add one in between
 			g.mu.Unlock()
 			return
 		}
@@ -370,7 +372,8 @@ func (g *Group) cleanUp() {
 	}
 }
 
-// lastLocked begins the shutdown when there is nobody left to wait for.
+// lastLocked begins the shutdown if the group has no servers and all workers have
+// returned.
 func (g *Group) lastLocked() {
 	if g.state != groupRunning || len(g.servers) > 0 {
 		return
@@ -388,17 +391,18 @@ func (g *Group) lastLocked() {
 }
 
 const (
-	// lastWords is the most that a function has to return in, once it has
-	// been told that its time is up, before it is left behind.
-	lastWords = 250 * time.Millisecond
-	// mostReserve bounds what is reserved where the caller did not say.
-	mostReserve = 5 * time.Second
+	// maxNotice is the longest time between the end of a function's context and
+	// when the function is left behind.
+	maxNotice = 250 * time.Millisecond
+	// maxReserve is the longest reserve of a field that is 0.
+	maxReserve = 5 * time.Second
 )
 
-// untilLeft returns how much earlier than the end of d one is told so.
-func untilLeft(d time.Duration) time.Duration { return min(d/10, lastWords) }
+// noticeOf returns how long before the end of a step that lasts d the contexts of
+// its functions end.
+func noticeOf(d time.Duration) time.Duration { return min(d/10, maxNotice) }
 
-// check says what is wrong with the group's fields.
+// check returns an error if a field has an invalid value.
 func (g *Group) check() error {
 	if err := cmp.Or(notNegative("Group.Timeout", g.Timeout), notNegative("Group.ShutdownDelay", g.ShutdownDelay)); err != nil {
 		return err
@@ -410,7 +414,7 @@ func (g *Group) check() error {
 	return nil
 }
 
-// reserve returns what a reserve field means.
+// reserve returns the reserve for the value of a reserve field.
 func (g *Group) reserve(field time.Duration) time.Duration {
 	switch {
 	case field > 0:
@@ -418,13 +422,12 @@ func (g *Group) reserve(field time.Duration) time.Duration {
 	case field < 0:
 		return 0
 	case g.Timeout > 0:
-		return min(g.Timeout/10, mostReserve)
+		return min(g.Timeout/10, maxReserve)
 	}
-	return mostReserve
+	return maxReserve
 }
 
-// reserveNow returns what has to be kept for the tasks of a kind that is to
-// come: nothing if there are none.
+// reserveNow returns the reserve for the tasks of a kind, 0 if there are none.
 func (g *Group) reserveNow(kind string) time.Duration {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -437,19 +440,19 @@ func (g *Group) reserveNow(kind string) time.Duration {
 	return 0
 }
 
-// groupStep is the time that a step of the shutdown has. Its fields do not
-// change once it is used.
+// groupStep is the time that a step of the shutdown has. Its fields are immutable
+// once it is used.
 type groupStep struct {
 	g     *Group
 	start time.Time
-	leave time.Time     // who is not back then is left behind; zero: never
-	share time.Duration // what it has after a kill
-	cut   bool          // a kill tells its tasks at once that time is up
+	leave time.Time     // when its tasks are left behind; zero: never
+	share time.Duration // how long it may last after a kill
+	cut   bool          // a kill ends its tasks' contexts at once
 }
 
-// newStep begins a step that has to leave keep of the budget to later ones.
+// newStep begins a step that leaves keep of the budget to later steps.
 func (g *Group) newStep(keep, share time.Duration, cut bool) groupStep {
-	s := groupStep{g: g, start: time.Now(), share: max(share, lastWords), cut: cut}
+	s := groupStep{g: g, start: time.Now(), share: max(share, maxNotice), cut: cut}
 	if g.Timeout > 0 {
 		g.mu.Lock()
 		s.leave = g.began.Add(g.Timeout - keep)
@@ -461,14 +464,14 @@ func (g *Group) newStep(keep, share time.Duration, cut bool) groupStep {
 	return s
 }
 
-// times returns when the step's tasks are told that time is up, and when they
-// are left behind. A kill changes both.
+// times returns when the contexts of the step's tasks end (tell), and when the
+// tasks are left behind (leave). A kill makes both earlier.
 func (s groupStep) times() (tell, leave time.Time) {
 	s.g.mu.Lock()
 	killed := s.g.killTime
 	s.g.mu.Unlock()
 	if leave = s.leave; !leave.IsZero() {
-		tell = leave.Add(-untilLeft(leave.Sub(s.start)))
+		tell = leave.Add(-noticeOf(leave.Sub(s.start)))
 	}
 	if killed.IsZero() {
 		return tell, leave
@@ -478,8 +481,8 @@ func (s groupStep) times() (tell, leave time.Time) {
 	}
 	if end := killed.Add(s.share); leave.IsZero() || end.Before(leave) {
 		leave = end
-		// Never later than without the kill: the context has its deadline.
-		if at := end.Add(-untilLeft(s.share)); tell.IsZero() || at.Before(tell) {
+		// Never later than without the kill, since the context has that deadline.
+		if at := end.Add(-noticeOf(s.share)); tell.IsZero() || at.Before(tell) {
 			tell = at
 		}
 	}
@@ -489,8 +492,8 @@ func (s groupStep) times() (tell, leave time.Time) {
 	return tell, leave
 }
 
-// context returns the context for the step's functions, with the deadline that
-// it has as things are, and what tells them that a kill has brought it forward.
+// context returns the context for the step's functions, whose deadline is the
+// current tell of times, and a function tell that ends it earlier, after a kill.
 func (s groupStep) context() (ctx context.Context, tell, cancel func()) {
 	at, _ := s.times()
 	if at.IsZero() {
@@ -499,14 +502,14 @@ func (s groupStep) context() (ctx context.Context, tell, cancel func()) {
 	}
 	ctx, cancel = context.WithDeadlineCause(s.g.base, at, ErrLeftBehind)
 	return ctx, func() {
-		// At the deadline the context ends by itself, with the error for that.
+		// At the deadline the context ends by itself, with context.DeadlineExceeded.
 		if time.Now().Before(at) {
 			cancel()
 		}
 	}, cancel
 }
 
-// left says how much time the step has.
+// left returns how much time the step has, as text.
 func (s groupStep) left() string {
 	_, leave := s.times()
 	if leave.IsZero() {
@@ -515,9 +518,9 @@ func (s groupStep) left() string {
 	return fmt.Sprintf("%v left", max(0, time.Until(leave)).Round(time.Millisecond))
 }
 
-// await waits until the tasks are over or their time is, and then leaves
-// behind who is not back. In between it calls tell, once, when they are to be
-// told that time is up.
+// await waits until the tasks have returned. It calls tell, once, when their
+// contexts are to end, and leaves behind the tasks that have not returned when
+// the step is over.
 func (s groupStep) await(tasks []*groupTask, tell func()) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
@@ -554,7 +557,7 @@ func (s groupStep) await(tasks []*groupTask, tell func()) {
 	s.g.leaveBehind(tasks)
 }
 
-// markCut notes that the tasks that are not over have been told.
+// markCut records that the contexts of the tasks that run end.
 func (g *Group) markCut(tasks []*groupTask) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -563,7 +566,7 @@ func (g *Group) markCut(tasks []*groupTask) {
 	}
 }
 
-// leaveBehind notes that the tasks that are not over are waited for no more.
+// leaveBehind records that the tasks that run are left behind, with their error.
 func (g *Group) leaveBehind(tasks []*groupTask) {
 	for _, t := range tasks {
 		detail := t.describe() // a Pool's, outside the lock
@@ -576,7 +579,7 @@ func (g *Group) leaveBehind(tasks []*groupTask) {
 			if detail != "" {
 				err = fmt.Errorf("%w (%s)", err, detail)
 			}
-			t.detail = nil // the error has it, as it was
+			t.detail = nil // the error contains it
 			t.errs = append(t.errs, err)
 		}
 		g.mu.Unlock()
@@ -593,25 +596,26 @@ func (g *Group) leaveBehind(tasks []*groupTask) {
 type groupTask struct {
 	// Constant once it has been added.
 	g        *Group
-	kind     string // as the report has it: "server", "worker", "cleanup"
+	kind     string // "server", "worker" or "cleanup"
 	name     string
 	member   GroupMember                 // or nil
-	serve    []func() error              // a server's
-	shutdown func(context.Context) error // a server's
-	run      func(context.Context) error // a worker's or cleanup's
-	over     chan struct{}               // closed when all parts have returned
+	serve    []func() error              // for servers
+	shutdown func(context.Context) error // for servers
+	run      func(context.Context) error // for workers and cleanup
+	over     chan struct{}               // closed when all functions have returned
 
 	// Guarded by g.mu.
 	started bool
-	parts   int       // functions of it that run
+	parts   int       // how many of its functions run
 	asked   time.Time // when it was told to end; zero before
-	cut     bool      // told that its time is up
-	left    bool      // left behind: what comes later does not count
+	cut     bool      // its context ended before it returned
+	left    bool      // it was left behind, and later errors are dropped
 	ended   time.Time
 	errs    []error
-	detail  func() string // what a Pool in it says of itself
-	// farewells are the errors of serve functions that ended as they were asked to.
-	farewells []string
+	detail  func() string // the summary of a Pool in it
+	// stopErrors are the errors of serve functions that returned after shutdown
+	// was called, for the report.
+	stopErrors []string
 }
 
 func (t *groupTask) init(g *Group) *groupTask {
@@ -623,8 +627,9 @@ func (t *groupTask) init(g *Group) *groupTask {
 	return t
 }
 
-// spawnLocked runs fn as a part of the task. end is called with g.mu held,
-// and returns the error without what is none.
+// spawnLocked runs fn as one of the task's functions. When fn has returned, end
+// is called with g.mu held and fn's error; it returns the error that counts, or
+// nil.
 func (t *groupTask) spawnLocked(fn func() error, end func(error) error) {
 	t.parts++
 	spawn(fn, func(err error) {
@@ -637,8 +642,8 @@ func (t *groupTask) spawnLocked(fn func() error, end func(error) error) {
 		if err = end(err); err != nil {
 			t.errs = append(t.errs, err)
 		}
-		// A server whose serve function returned still has to be shut down:
-		// connections that it accepted may live.
+		// A server whose serve function has returned still gets a Shutdown, since
+		// its connections may be open.
 		if t.parts == 0 && (t.kind != "server" || !t.asked.IsZero()) {
 			t.ended = time.Now()
 			close(t.over)
@@ -647,10 +652,9 @@ func (t *groupTask) spawnLocked(fn func() error, end func(error) error) {
 	})
 }
 
-// served is the end of a serve function. Many servers have an error of their own
-// for a stop that was asked for (grpc.ErrServerStopped, cmux.ErrServerClosed):
-// after shutdown was called any error is taken for that, and the report keeps
-// what it says.
+// served handles the return of a serve function. Many servers return an error of
+// their own after a stop (grpc.ErrServerStopped, cmux.ErrServerClosed). So after
+// shutdown was called an error does not count, and is kept for the report.
 func (t *groupTask) served(err error) error {
 	asked := !t.asked.IsZero()
 	switch {
@@ -658,7 +662,7 @@ func (t *groupTask) served(err error) error {
 		err = nil
 	case err != nil && asked && !crashed(err):
 		if !errors.Is(err, net.ErrClosed) {
-			t.farewells = append(t.farewells, firstLine(err))
+			t.stopErrors = append(t.stopErrors, firstLine(err))
 		}
 		err = nil
 	}
@@ -670,7 +674,7 @@ func (t *groupTask) served(err error) error {
 	return err
 }
 
-// shutDown is the end of a shutdown function.
+// shutDown handles the return of a shutdown or cleanup function.
 func (t *groupTask) shutDown(ctx context.Context, err error) error {
 	t.cut = ctx.Err() != nil
 	if errors.Is(err, http.ErrServerClosed) {
@@ -679,8 +683,8 @@ func (t *groupTask) shutDown(ctx context.Context, err error) error {
 	return err
 }
 
-// worked is the end of a worker. That its context was cancelled is an error
-// only before that is so, or if the work that it held was cut.
+// worked handles the return of a worker. Its context's error does not count once
+// that context has ended, unless the worker's time was up as well.
 func (t *groupTask) worked(err error) error {
 	if !t.cut && onlyFrom(t.g.working, err) {
 		err = nil
@@ -710,6 +714,6 @@ func onlyFrom(ctx context.Context, err error) bool {
 			return onlyFrom(ctx, inner)
 		}
 	}
-	// Is, because package net has an error of its own that is Canceled.
+	// errors.Is, because package net has an error of its own that is Canceled.
 	return errors.Is(err, ctx.Err()) || errors.Is(err, context.Cause(ctx))
 }

@@ -169,7 +169,8 @@ func queueOf(list ...int) <-chan int {
 	return c
 }
 
-// TestGroupFailure: who fails by himself begins the shutdown and comes first.
+// TestGroupFailure: a part that fails by itself begins the shutdown, and its error
+// comes first.
 func TestGroupFailure(t *testing.T) {
 	boom := errors.New("boom")
 	sleepThen := func(err error) func() error {
@@ -400,8 +401,8 @@ func TestGroupStop(t *testing.T) {
 	})
 }
 
-// TestGroupNoDelay: with the only server gone nobody needs the delay; and a
-// worker's return is not the end while there is one.
+// TestGroupNoDelay: there is no delay if the only server has ended. The return of
+// the last worker begins no shutdown while there is a server.
 func TestGroupNoDelay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := &graceful.Group{NoSignalHandling: true, ShutdownDelay: time.Hour}
@@ -547,7 +548,8 @@ func TestGroupEmpty(t *testing.T) {
 	})
 }
 
-// TestGroupBudget: who overruns is told, left behind, and named, at exact times.
+// TestGroupBudget: a part that overruns is told, left behind and named, at exact
+// times.
 func TestGroupBudget(t *testing.T) {
 	const s10 = 10 * time.Second
 	type steps struct{ server, worker, first, second time.Duration } // -1: none
@@ -641,8 +643,8 @@ func TestGroupBudget(t *testing.T) {
 	}
 }
 
-// TestGroupLeftBehind: those who honour nothing are left at exactly the end of
-// their share, and Run returns at exactly Timeout.
+// TestGroupLeftBehind: parts that ignore their contexts are left behind at exactly
+// the end of their time, and Run returns at exactly Timeout.
 func TestGroupLeftBehind(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		free := make(chan struct{})
@@ -711,7 +713,7 @@ func TestGroupLeftBehind(t *testing.T) {
 		if diff := cmp.Diff(list, groupOutcomes(r)); diff != "" {
 			t.Error(diff)
 		}
-		// They come back when nobody waits any more: nothing changes.
+		// They return after the end of the shutdown: nothing changes.
 		close(free)
 		close(quit)
 		synctest.Wait()

@@ -17,15 +17,15 @@ import (
 	"github.com/seed-121bbccf/graceful"
 )
 
-// eventually waits until look says yes, for what no channel tells of.
+// eventually waits until look returns true, where no channel announces the event.
 func eventually(t testing.TB, look func() (ok bool, seen any)) {
 	t.Helper()
 	graceful.Eventually(t, look)
 }
 
-// A virtListener is a network in memory, for testing/synctest: whoever waits in
-// it waits for somebody in the same bubble. It has no deadlines, so that a
-// drain closes it at its first moment.
+// A virtListener is a network in memory, for testing/synctest: its goroutines block
+// durably, each until another one in the bubble acts. It has no deadlines, so a
+// drain closes it at its beginning.
 type virtListener struct {
 	mu       sync.Mutex // guards what follows
 	change   sync.Cond

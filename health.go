@@ -13,51 +13,51 @@ import (
 	"time"
 )
 
-// A Health answers the probes of an orchestrator: ReadyHandler whether the
-// process should be sent requests, LiveHandler whether it should be left
-// alive. The zero value is ready for use; a Health must not be copied, and
-// its fields must not change once a handler of it serves. All methods may be
-// called concurrently.
+// A Health answers the probes of an orchestrator, such as Kubernetes.
+// ReadyHandler says whether the process should get requests, LiveHandler whether
+// it should be restarted. The zero value is ready for use. A Health must not be
+// copied, and its fields must not change once a handler of it serves. All methods
+// may be called concurrently.
 //
-// It is unready from the first moment of a shutdown, ShutdownDelay included:
-// a Server of this package tells it, and so does the context of a probe that
-// such a server serves. Under a plain http.Server call Shutdown, or have it
-// called: RegisterOnShutdown(h.Shutdown).
+// It is unready once the shutdown of its Server has begun, ShutdownDelay
+// included. It is also unready once it has answered a probe that was served by
+// another Server of this package that is shutting down. With a plain http.Server,
+// call RegisterOnShutdown(h.Shutdown).
 type Health struct {
-	// WaitForReady keeps it unready until SetReady(true) is called: an
-	// application that has caches to fill says so when it has. False: ready
-	// from the start.
+	// WaitForReady makes the Health unready until SetReady(true) is called, for
+	// example because the application has to fill caches first. If it is false,
+	// the Health is ready from the start.
 	WaitForReady bool
 
-	// CheckTimeout is how long a check may take, for those without a Timeout
-	// of their own. Zero means 1 s, the default timeout of a Kubernetes probe.
+	// CheckTimeout is how long a check without a Timeout of its own may take. Zero
+	// and negative mean 1 s, the default timeout of a Kubernetes probe.
 	CheckTimeout time.Duration
 
-	// CheckMaxAge is how long the result of a check answers further probes,
-	// for those without a MaxAge of their own. Zero means 1 s; negative means
-	// that only probes which arrive while the check runs share its result.
+	// CheckMaxAge is how long the result of a check without a MaxAge of its own
+	// answers further probes. Zero means 1 s. Negative means that only probes that
+	// arrive while the check runs share its result.
 	CheckMaxAge time.Duration
 
 	// CheckChanged, if not nil, is called when a check begins to fail, with
-	// its error, and when it succeeds again, with nil. This is the place to
-	// log the errors that the answers withhold. Calls for one check come one
-	// at a time and in order, and its probes wait for them.
+	// its error, and when it succeeds again, with nil. It can log the errors,
+	// which the responses do not contain by default. The calls for one check come
+	// one at a time and in order, and the check's probes wait for them.
 	CheckChanged func(name string, err error)
 
-	// RetryAfter is what Handler tells a client that came too early, in
-	// whole seconds, rounded up. Zero means 1 s.
+	// RetryAfter is the Retry-After header of the requests that Handler refuses, in
+	// whole seconds, rounded up. Zero and negative mean 1 s.
 	RetryAfter time.Duration
 
-	// Exempt reports whether Handler lets a request through even before the
+	// Exempt reports whether Handler serves a request even before the
 	// application is ready. Nil means DefaultExempt.
 	Exempt func(*http.Request) bool
 
-	// ShowErrors makes the answers say why a check failed. Probes are often
-	// open to anybody, and errors often say too much: by default the answers
-	// give only the check's name.
+	// ShowErrors puts the errors of failed checks into the responses. By default
+	// the responses have only the names of the checks, because errors may contain
+	// internals and probes are often accessible to all clients.
 	ShowErrors bool
 
-	said     atomic.Int32 // what SetReady was told: 0 nothing, 1 ready, 2 unready
+	setReady atomic.Int32 // the last SetReady: 0 none, 1 ready, 2 unready
 	shutdown atomic.Bool
 
 	mu          sync.Mutex // guards ready, live: replaced, never changed in place
@@ -66,37 +66,41 @@ type Health struct {
 
 // A HealthCheck is a condition of readiness or liveness, for Health.Add.
 type HealthCheck struct {
-	// Name is what the answers call it. "startup" and "shutdown" are taken,
-	// and two checks of the same probe must not share a name.
+	// Name is the check's name in the responses. The names "startup" and
+	// "shutdown" are reserved. Two checks of the same probe must not have the same
+	// name.
 	Name string
 
-	// Check returns nil if all is well. Its context ends when its time is
-	// over. It runs on a goroutine of its own and never twice at once: probes
-	// that arrive meanwhile wait for the same run. A panic counts as an error.
+	// Check returns nil if the condition holds. Its context ends after Timeout. It
+	// runs on a goroutine of its own, and not concurrently with itself: probes that
+	// arrive while it runs wait for its result. A panic counts as an error.
 	Check func(context.Context) error
 
-	// Live makes it a condition of liveness instead of readiness. While it
-	// fails the orchestrator restarts the process, so it should detect what a
-	// restart heals: a deadlock, but not a database that is away.
+	// Live makes the check a condition of liveness instead of readiness. The
+	// orchestrator restarts the process while the check fails, so it should detect
+	// what a restart repairs, such as a deadlock, but not a database that cannot
+	// be reached.
 	Live bool
 
-	// WarnOnly keeps the answer at 200 while this check fails; the failure is
-	// listed in the answer as a warning. It is for dependencies without which
+	// WarnOnly keeps the status at 200 while this check fails. The failure is
+	// listed in the response as a warning. It is for dependencies without which
 	// the process can still do some of its work.
 	WarnOnly bool
 
-	// Timeout is how long it may take. A run that takes longer has failed,
-	// whatever it returns, and keeps the check failed until it has returned.
-	// Zero means Health.CheckTimeout.
+	// Timeout is how long a run of the check may take. A run that takes longer
+	// counts as failed, whatever it returns, also until it returns. Zero and
+	// negative mean Health.CheckTimeout.
 	Timeout time.Duration
 
-	// MaxAge is how long its result, good or bad, answers further probes, so
-	// that many probes do not become many queries to a database. Zero means
-	// Health.CheckMaxAge; negative means not at all.
+	// MaxAge is how long a result, success or failure, answers further probes, so
+	// that frequent probes do not cause as many queries to a database, for
+	// example. Zero means Health.CheckMaxAge. Negative means that only probes that
+	// arrive while the check runs share its result.
 	MaxAge time.Duration
 }
 
-// Add adds a check. It panics if the name is empty or taken, or Check is nil.
+// Add adds a check, also while probes are answered. It panics if the name is empty,
+// reserved or used, or if Check is nil.
 func (h *Health) Add(hc HealthCheck) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -114,35 +118,37 @@ func (h *Health) Add(hc HealthCheck) {
 	*to = append(slices.Clip(*to), &check{HealthCheck: hc})
 }
 
-// AddCheck is Add(HealthCheck{Name: name, Check: f}): the process is unready
+// AddCheck calls Add(HealthCheck{Name: name, Check: f}). The process is unready
 // while f returns an error.
 func (h *Health) AddCheck(name string, f func(context.Context) error) {
 	h.Add(HealthCheck{Name: name, Check: f})
 }
 
-// AddLiveCheck is Add(HealthCheck{Name: name, Check: f, Live: true}): the
-// process wants to be restarted while f returns an error.
+// AddLiveCheck calls Add(HealthCheck{Name: name, Check: f, Live: true}). The
+// orchestrator should restart the process while f returns an error.
 func (h *Health) AddLiveCheck(name string, f func(context.Context) error) {
 	h.Add(HealthCheck{Name: name, Check: f, Live: true})
 }
 
-// SetReady says that the application is ready, or is not: for WaitForReady,
-// or to step out of the rotation for a while.
+// SetReady sets whether the application is ready: true ends the wait of
+// WaitForReady, false makes the Health unready until SetReady(true), for example to
+// take the process out of a load balancer for a while.
 func (h *Health) SetReady(ready bool) {
 	if ready {
-		h.said.Store(1)
+		h.setReady.Store(1)
 	} else {
-		h.said.Store(2)
+		h.setReady.Store(2)
 	}
 }
 
-// Shutdown makes it unready, for good. It does not change what LiveHandler and
-// Handler do.
+// Shutdown makes the Health unready. That cannot be undone. It has no effect on
+// LiveHandler and Handler.
 func (h *Health) Shutdown() { h.shutdown.Store(true) }
 
-// Alive returns nil if no check of liveness fails, and otherwise their errors
-// with their names. It is LiveHandler for callers in the process, such as
-// SystemdWatchdog. It waits for the checks until ctx ends.
+// Alive returns nil if no check of liveness fails, and otherwise their errors,
+// each with the check's name, joined with errors.Join. It is for callers in the
+// process, such as SystemdWatchdog. It blocks until the checks have returned; a
+// check that has not returned when ctx ends fails with ctx's error.
 func (h *Health) Alive(ctx context.Context) error {
 	h.mu.Lock()
 	checks := h.live
@@ -156,16 +162,17 @@ func (h *Health) Alive(ctx context.Context) error {
 	return errors.Join(failed...)
 }
 
-// ReadyHandler answers 200 if the process should be sent requests, and 503
-// with the names of what is against it otherwise. Beside the checks that were
-// added these are "startup" (the application is not ready yet) and
-// "shutdown".
+// ReadyHandler returns a handler for readiness probes. It answers 200 if the
+// process should get requests, and otherwise 503 with the names of the checks that
+// fail. Besides the checks that were added there are two: "startup" fails while the
+// application is not ready, and "shutdown" once a shutdown has begun.
 //
-// Of the query, verbose lists all checks also when all is well; exclude=name,
-// repeated if need be, leaves one out; format=json, or an Accept header that
-// prefers JSON, asks for JSON with all checks in the form of
-// draft-inadarei-api-health-check, where the status is pass, warn or fail and
-// time is when the check last ran. format=text asks for text.
+// The request's query changes the response. verbose lists all checks, also if none
+// fails. exclude=name, which may be repeated, leaves the named check out.
+// format=json gives JSON with all checks in the form of
+// draft-inadarei-api-health-check, where the status is pass, warn or fail and time
+// is when the check last ran; format=text gives text. Without format, JSON is given
+// if the Accept header prefers it.
 func (h *Health) ReadyHandler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		now := time.Now()
@@ -180,7 +187,7 @@ func (h *Health) ReadyHandler() http.Handler {
 }
 
 // failing returns the names of the checks for which ReadyHandler would answer a
-// probe with 503. It blocks until all checks have returned, or are over their time.
+// probe with 503. It blocks until all checks have returned or timed out.
 func (h *Health) failing(ctx context.Context) []string {
 	var names []string
 	if h.startup(ctx) != nil {
@@ -200,8 +207,10 @@ func (h *Health) failing(ctx context.Context) []string {
 	return names
 }
 
-// LiveHandler answers 200 unless a check of liveness fails: a shutdown is no
-// reason to be killed. It understands the same queries as ReadyHandler.
+// LiveHandler returns a handler for liveness probes. It answers 503 if a check of
+// liveness fails, and otherwise 200, also during a shutdown, so that the
+// orchestrator does not kill the process meanwhile. It has the same query
+// parameters as ReadyHandler.
 func (h *Health) LiveHandler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h.mu.Lock()
@@ -211,11 +220,10 @@ func (h *Health) LiveHandler() http.Handler {
 	})
 }
 
-// Handler returns a handler that answers requests which come before the
-// application is ready with 503 and Retry-After, and hands all others to
-// next: a client that is too early should come again, and not believe a 404
-// from a mux that is not complete. A shutdown changes nothing here: what
-// still comes is still served.
+// Handler returns a handler that answers requests with 503 and Retry-After while
+// the application is not ready, and passes all others to next. So a client retries
+// instead of getting a 404, for example, from a mux that is not complete. Requests
+// are served during a shutdown as well.
 func (h *Health) Handler(next http.Handler) http.Handler {
 	exempt := h.Exempt
 	if exempt == nil {
@@ -238,18 +246,18 @@ var (
 
 // startup returns why the application is not ready, or nil.
 func (h *Health) startup(context.Context) error {
-	if said := h.said.Load(); said == 2 || said == 0 && h.WaitForReady {
+	if set := h.setReady.Load(); set == 2 || set == 0 && h.WaitForReady {
 		return errNotReady
 	}
 	return nil
 }
 
-// shuttingDown returns an error once the shutdown has begun. ctx is the
-// probe's: the server that it came by may be one that is shutting down.
+// shuttingDown returns an error once the shutdown has begun, either h's or that of
+// the server that serves the probe with the context ctx.
 func (h *Health) shuttingDown(ctx context.Context) error {
 	select {
 	case <-Draining(ctx):
-		h.shutdown.Store(true) // so that probes by another server see it too
+		h.shutdown.Store(true) // for probes that another server serves
 	default:
 	}
 	if h.shutdown.Load() {
@@ -258,10 +266,11 @@ func (h *Health) shuttingDown(ctx context.Context) error {
 	return nil
 }
 
-// answer runs the checks, all at once, and writes builtin's results and theirs.
+// answer runs the checks concurrently, and writes the results of builtin and
+// checks.
 func (h *Health) answer(w http.ResponseWriter, r *http.Request, builtin []checkResult, checks []*check) {
 	query := r.URL.Query()
-	excluded := make(map[string]bool) // whether a check has that name
+	excluded := make(map[string]bool) // by name: whether there is such a check
 	for _, name := range query["exclude"] {
 		excluded[name] = false
 	}
@@ -287,7 +296,7 @@ func (h *Health) answer(w http.ResponseWriter, r *http.Request, builtin []checkR
 	var unknown []string
 	for _, name := range query["exclude"] {
 		if !excluded[name] {
-			unknown = append(unknown, fmt.Sprintf("%q is no check, and was not excluded", name))
+			unknown = append(unknown, fmt.Sprintf("exclude=%q: there is no such check", name))
 		}
 	}
 
@@ -319,11 +328,11 @@ func (h *Health) answer(w http.ResponseWriter, r *http.Request, builtin []checkR
 	if status == "fail" {
 		w.WriteHeader(http.StatusServiceUnavailable)
 	}
-	w.Write(body) // an error here is the client's: it has gone
+	w.Write(body) // an error means that the client has disconnected
 }
 
-// asText lists the results as the Kubernetes apiserver does, if something
-// failed or verbose is true.
+// asText renders the results as the Kubernetes apiserver does: as a list if a
+// check failed or verbose is true, and otherwise as one line.
 func (h *Health) asText(status string, results []checkResult, unknown []string, verbose bool) []byte {
 	var b strings.Builder
 	last := "ok"
@@ -390,7 +399,7 @@ func (h *Health) asJSON(status string, results []checkResult, unknown []string) 
 	return append(body, '\n')
 }
 
-// reason is what an answer may say about err.
+// reason returns the text for err in a response.
 func (h *Health) reason(err error) string {
 	if h.ShowErrors || err == errNotReady || err == errShuttingDown {
 		return err.Error()
@@ -398,14 +407,14 @@ func (h *Health) reason(err error) string {
 	return "reason withheld"
 }
 
-// A checkResult is what an answer says about one check.
+// A checkResult is the result of one check for a response.
 type checkResult struct {
 	name     string
 	err      error
 	warnOnly bool
 	excluded bool
-	at       time.Time     // when it was found
-	took     time.Duration // how long that took
+	at       time.Time     // when the check ended
+	took     time.Duration // how long it took
 }
 
 // A check is a HealthCheck with its latest run.
@@ -413,12 +422,12 @@ type check struct {
 	HealthCheck
 
 	mu  sync.Mutex // guards run
-	run *checkRun  // under way or over; nil before the first
+	run *checkRun  // the latest, under way or over; nil before the first
 }
 
 // A checkRun is one run of a check.
 type checkRun struct {
-	ctx   context.Context // the check's; ends when its time is over
+	ctx   context.Context // passed to Check; ends after the timeout
 	began time.Time
 	late  error         // the error of a run that took longer
 	done  chan struct{} // closed when the fields below are set
@@ -427,7 +436,8 @@ type checkRun struct {
 	ended time.Time
 }
 
-// startAll returns the runs of checks, nil for those that exclude is true of.
+// startAll returns the runs of checks, nil for those that exclude reports true
+// for.
 func (h *Health) startAll(ctx context.Context, checks []*check, exclude func(name string) bool) []*checkRun {
 	runs := make([]*checkRun, len(checks))
 	for i, c := range checks {
@@ -438,9 +448,9 @@ func (h *Health) startAll(ctx context.Context, checks []*check, exclude func(nam
 	return runs
 }
 
-// start returns c's run: the one under way, else the last one if it is recent
-// enough, else a new one. A run goes on when the probe that began it has gone,
-// for others may have joined it.
+// start returns the run of c that is under way, or the last one if it is recent
+// enough, or a new one. A run goes on when the probe that began it is cancelled,
+// because other probes may wait for it.
 func (h *Health) start(ctx context.Context, c *check) *checkRun {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -471,7 +481,7 @@ func (h *Health) start(ctx context.Context, c *check) *checkRun {
 	}
 	c.run = run
 	go func() {
-		defer cancel() // last: wait takes the end of ctx for lateness
+		defer cancel() // last, since wait takes the end of ctx for a timeout
 		defer close(run.done)
 		defer func() { // deferred for checks that call runtime.Goexit
 			if wasWell := before == nil || before.err == nil; wasWell != (run.err == nil) && h.CheckChanged != nil {
@@ -506,7 +516,8 @@ func (r *checkRun) call(f func(context.Context) error) {
 	err = f(r.ctx)
 }
 
-// wait returns the run's result, once it is known or ctx has ended.
+// wait waits for the run's end, its timeout, or the end of ctx, and returns the
+// result.
 func (r *checkRun) wait(ctx context.Context) (at time.Time, took time.Duration, err error) {
 	select {
 	case <-r.done:

@@ -62,8 +62,8 @@ func TestHealth(t *testing.T) {
 		"excluded": {
 			do:     func(h *graceful.Health) { h.AddCheck("db", fail) },
 			target: "?exclude=db&exclude=nobody&verbose",
-			ready:  answer{200, "[+]startup ok\n[+]shutdown ok\n[+]db excluded\n[?]\"nobody\" is no check, and was not excluded\nok\n"},
-			live:   answer{200, "[?]\"db\" is no check, and was not excluded\n[?]\"nobody\" is no check, and was not excluded\nok\n"},
+			ready:  answer{200, "[+]startup ok\n[+]shutdown ok\n[+]db excluded\n[?]exclude=\"nobody\": there is no such check\nok\n"},
+			live:   answer{200, "[?]exclude=\"db\": there is no such check\n[?]exclude=\"nobody\": there is no such check\nok\n"},
 		},
 		"warning": {
 			do: func(h *graceful.Health) {
@@ -347,7 +347,7 @@ func TestHealthJSON(t *testing.T) {
 		want := `{
   "status": "warn",
   "notes": [
-    "\"queue\" is no check, and was not excluded",
+    "exclude=\"queue\": there is no such check",
     "startup was excluded"
   ],
   "checks": {

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// TestBlindBacklogKill: who was taken out of a queue that can't be looked into, and
-// not served when the time is over, is let go of.
+// TestBlindBacklogKill: a connection that was taken out of a queue that can't be
+// inspected, and was not served when the time is over, is closed.
 func TestBlindBacklogKill(t *testing.T) {
 	t.Parallel()
 	entered, open := make(chan struct{}, 1), make(chan struct{})

@@ -21,7 +21,7 @@ import (
 	"github.com/seed-121bbccf/graceful/internal/counter"
 )
 
-// An httpSide is what a Server knows of HTTP.
+// An httpSide is the part of a Server that is specific to HTTP.
 type httpSide struct {
 	once sync.Once // prepare
 
@@ -37,43 +37,44 @@ type httpSide struct {
 
 	health Health // in the place of a nil Server.Health
 
-	mu         sync.Mutex // guards what follows
-	drainBegun bool
-	ranHooks   bool // the http.Server's own Shutdown has run its functions
-	keepAlives *bool
-	onShutdown []func()
-	cancels    []context.CancelCauseFunc // of the base contexts
-	untold     int                       // HTTP/2 connections that may still get a stream
-	allTold    chan struct{}             // closed when untold is 0; nil unless that is awaited
+	mu            sync.Mutex // guards what follows
+	drainBegun    bool
+	ranHooks      bool // the http.Server's own Shutdown has run its functions
+	keepAlives    *bool
+	onShutdown    []func()
+	cancels       []context.CancelCauseFunc // of the base contexts
+	openToStreams int                       // how many HTTP/2 connections may still get a stream
+	noneOpen      chan struct{}             // closed when openToStreams is 0; nil unless runHooks waits
 }
 
-// An http2Kind says who serves HTTP/2.
+// An http2Kind is the implementation that serves HTTP/2.
 type http2Kind int
 
 const (
+	// http2Off: HTTP/2 is not served.
 	http2Off http2Kind = iota
 
 	// http2Native: net/http.
 	http2Native
 
-	// http2Program: an implementation of the program's own, of the kind of
-	// golang.org/x/net/http2's, which takes any net.Conn.
+	// http2Program: an implementation of the program's own that takes any net.Conn,
+	// such as golang.org/x/net/http2.
 	http2Program
 
-	// http2Blind: an implementation of the program's own, which takes a *tls.Conn
-	// alone.
+	// http2Blind: an implementation of the program's own that takes a *tls.Conn
+	// only, so that this package does not see its frames.
 	http2Blind
 )
 
-// init makes s usable before anything is served.
+// init initializes the lifecycle. Methods that may be called before Serve call it.
 func (s *Server) init() { s.life.init((*httpProtocol)(s)) }
 
-// prepare checks the configuration and makes the http.Server that serves.
+// prepare checks the configuration and makes the http.Server that serves, once.
 //
-// It is not the caller's: net/http's Shutdown drops requests that it has just
-// read, so the http.Server that serves is never shut down; but the functions that
-// were registered with the caller's http.Server must run, and only its Shutdown
-// runs them.
+// That is a copy of the caller's http.Server. net/http's Shutdown drops requests
+// that it has just read, so Shutdown is never called on the copy. It is called on
+// the caller's http.Server, which serves nothing, because only Shutdown calls the
+// functions that were registered with it.
 func (s *Server) prepare() error {
 	s.init()
 	s.side.once.Do(func() {
@@ -94,13 +95,13 @@ func (s *Server) prepare() error {
 			s.side.mu.Lock()
 			s.side.ranHooks = true
 			s.side.mu.Unlock()
-			s.life.order("Shutdown of the http.Server", nil)
+			s.life.begin("Shutdown of the http.Server", nil)
 		})
 	})
 	return s.side.err
 }
 
-// check reports what is wrong with the configuration.
+// check returns an error if a field has an invalid value.
 func (s *Server) check() error {
 	return cmp.Or(
 		notNegative("Server.Timeout", s.Timeout),
@@ -110,12 +111,12 @@ func (s *Server) check() error {
 	)
 }
 
-// compose returns the caller's handler with what the fields put around it.
+// compose returns the caller's handler, wrapped as Health and RetryAfter require.
 func (s *Server) compose() http.Handler {
 	h := s.Server.Handler
 	if h == nil {
 		h = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			http.DefaultServeMux.ServeHTTP(w, r) // which may be replaced
+			http.DefaultServeMux.ServeHTTP(w, r) // read each time, since it may be replaced
 		})
 	}
 	if s.Health != nil {
@@ -128,7 +129,7 @@ func (s *Server) compose() http.Handler {
 	return h
 }
 
-// configure makes the http.Server that serves, and finds out who serves HTTP/2.
+// configure makes the http.Server that serves, and determines the http2Kind.
 func (s *Server) configure() error {
 	user, kind := s.Server, http2Off
 	if wantsHTTP2(user, true) {
@@ -141,8 +142,9 @@ func (s *Server) configure() error {
 	}
 	hs := s.newHTTPServer(kind)
 	if kind == http2Native {
-		// net/http configures HTTP/2, and says what is wrong with that, in ServeTLS,
-		// before it opens the files.
+		// net/http configures HTTP/2 in ServeTLS, before it opens the files. So with
+		// a file that does not exist, ServeTLS returns either an error of the
+		// configuration or that of the file.
 		const noFile = "\x00"
 		var noSuchFile *fs.PathError
 		if err := hs.ServeTLS(nil, noFile, noFile); !errors.As(err, &noSuchFile) {
@@ -152,7 +154,7 @@ func (s *Server) configure() error {
 			kind = http2Off
 			hs = s.newHTTPServer(kind)
 		} else if hs.TLSNextProto[protoHTTP2] == nil {
-			kind = http2Off // GODEBUG=http2server=0, or the build
+			kind = http2Off // disabled by GODEBUG=http2server=0 or a build tag
 		}
 	}
 	s.side.http2 = kind
@@ -167,8 +169,8 @@ func (s *Server) configure() error {
 	return nil
 }
 
-// newHTTPServer returns a copy of the caller's http.Server with our handler and
-// hooks.
+// newHTTPServer returns a copy of the caller's http.Server with this package's
+// handler and hooks.
 func (s *Server) newHTTPServer(kind http2Kind) *http.Server {
 	hs := copyServer(s.Server)
 	hs.Handler = http.HandlerFunc(s.serveHTTP)
@@ -187,8 +189,8 @@ func (s *Server) newHTTPServer(kind http2Kind) *http.Server {
 		hs.TLSNextProto = make(map[string]nextProto)
 	}
 	if hs.TLSConfig != nil {
-		// net/http's Serve, which is never told of TLS here, sets HTTP/2 up only
-		// for a configuration that names it.
+		// The copy's Serve is called, also for TLS. Serve sets up HTTP/2 only if
+		// NextProtos has it.
 		hs.TLSConfig = hs.TLSConfig.Clone()
 		if kind == http2Native && !slices.Contains(hs.TLSConfig.NextProtos, protoHTTP2) {
 			hs.TLSConfig.NextProtos = append(slices.Clone(hs.TLSConfig.NextProtos), protoHTTP2)
@@ -197,11 +199,13 @@ func (s *Server) newHTTPServer(kind http2Kind) *http.Server {
 	return hs
 }
 
-// copyServer returns an http.Server with the exported fields of from, those of a
-// later Go included. http.Server has locks, and can't be assigned.
+// copyServer returns an http.Server with the exported fields of from, including
+// those of later Go versions. An http.Server cannot be assigned, since it has
+// mutexes.
 //
-// With Go 1.27 golang.org/x/net/http2 leaves its settings in a field that is not
-// exported. Where it has, everything is copied: from does not serve.
+// With Go 1.27 golang.org/x/net/http2 stores its settings in an unexported field.
+// If that is set, all fields are copied; the mutexes are not in use, because from
+// does not serve.
 func copyServer(from *http.Server) *http.Server {
 	to := new(http.Server)
 	src, dst := reflect.ValueOf(from).Elem(), reflect.ValueOf(to).Elem()
@@ -217,8 +221,8 @@ func copyServer(from *http.Server) *http.Server {
 	return to
 }
 
-// withProtocols returns a copy of config that offers to clients what the
-// http.Server speaks, as its ServeTLS does.
+// withProtocols returns a copy of config whose NextProtos has the protocols that
+// the http.Server serves, as in its ServeTLS.
 func (s *Server) withProtocols(config *tls.Config) *tls.Config {
 	config = config.Clone()
 	http1, http2 := true, s.side.http2 != http2Off
@@ -238,7 +242,7 @@ func (s *Server) withProtocols(config *tls.Config) *tls.Config {
 	return config
 }
 
-// wrap tracks a connection, over which TLS is laid if config is not nil.
+// wrap tracks a connection, with TLS over it if config is not nil.
 func (s *Server) wrap(m *manager, nc net.Conn, limit *limiter, config *tls.Config) (net.Conn, *conn) {
 	if config != nil {
 		return s.trackTLS(m, tls.Server(&recordConn{Conn: nc}, config), limit)
@@ -253,8 +257,8 @@ func (s *Server) wrap(m *manager, nc net.Conn, limit *limiter, config *tls.Confi
 	return wrapped, c
 }
 
-// followsHTTP2 reports whether HTTP/2 is served in such a way that the connection
-// sees it.
+// followsHTTP2 reports whether HTTP/2 is served so that the connection sees its
+// frames.
 func (s *Server) followsHTTP2() bool {
 	return s.side.http2 == http2Native || s.side.http2 == http2Program
 }
@@ -270,23 +274,23 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	case r.ProtoMajor == 1:
 		h.enter(r)
 		s.side.handler.ServeHTTP(w, r)
-		h.leave() // after a panic the connection is closed anyway
+		h.leave() // not deferred, since a panic closes the connection
 	default:
 		h.begin(r)
 		defer h.end(r)
 		r2 := s.withServer(r)
 		defer func() {
 			if f := r2.MultipartForm; f != nil {
-				f.RemoveAll() // Go 1.27's HTTP/2 looks for them in another Request
+				f.RemoveAll() // Go 1.27's HTTP/2 removes the files of its own Request only
 			}
 		}()
 		s.side.handler.ServeHTTP(w, r2)
 	}
 }
 
-// withServer returns r with the caller's http.Server under http.ServerContextKey,
-// where golang.org/x/net/http2, and net/http's HTTP/2 up to Go 1.26, have put the
-// one that serves.
+// withServer returns r with the caller's http.Server under http.ServerContextKey.
+// golang.org/x/net/http2, and net/http's HTTP/2 up to Go 1.26, have put the copy
+// that serves there.
 func (s *Server) withServer(r *http.Request) *http.Request {
 	if http2KeepsContext && s.side.http2 == http2Native {
 		return r
@@ -294,31 +298,31 @@ func (s *Server) withServer(r *http.Request) *http.Request {
 	return r.WithContext(context.WithValue(r.Context(), http.ServerContextKey, s.Server))
 }
 
-// An httpConn is what HTTP keeps about one connection. It is the context of
-// the connection's requests as well, which saves one.
+// An httpConn has the data of HTTP about one connection. It is also the context of
+// the connection's requests, which saves an allocation.
 type httpConn struct {
 	context.Context
 	c *conn
 	s *Server
 
-	mu      sync.Mutex                    // guards streams, and is held by who reads last
-	streams map[*http.Request]requestLine // those in progress, of HTTP/2
+	mu      sync.Mutex                    // guards streams; requests holds it while it reads last
+	streams map[*http.Request]requestLine // the HTTP/2 requests in progress
 
-	// last is the request of HTTP/1 that came to the handler last. It is its
-	// goroutine's while flagInHandler is not set, and nobody's to write while
-	// it is.
+	// last is the HTTP/1 request that last reached the handler. It is written by
+	// the connection's goroutine while flagInHandler is not set, and not changed
+	// while it is set.
 	last requestLine
 
-	// counted is where Server.RetryAfter counts the request of HTTP/1 in
-	// progress; nil if it does not.
+	// counted is where InFlight counts the HTTP/1 request in progress for
+	// Server.RetryAfter; nil if it is not counted.
 	counted atomic.Pointer[counter.Shard]
 }
 
-// A requestLine is what the report says of a request. It is kept apart from the
-// request, which handlers may change.
+// A requestLine is a request's line in the report. It is copied from the request,
+// which handlers may change.
 type requestLine struct {
 	method, target string
-	cut            int // how many bytes of the target are not kept
+	cut            int // how many bytes of the target were cut off
 }
 
 func (l requestLine) String() string {
@@ -342,13 +346,13 @@ func lineOf(r *http.Request) requestLine {
 	if len(l.method) <= maxMethod && len(l.target) <= maxTarget {
 		return l
 	}
-	// Copies: the line outlives its request, on an idle connection.
+	// Cloned, since an idle connection keeps the line after its request.
 	method := l.method[:min(len(l.method), maxMethod)]
 	target := l.target[:min(len(l.target), maxTarget)]
 	return requestLine{strings.Clone(method), strings.Clone(target), len(l.target) - len(target)}
 }
 
-// method returns the method of the request of HTTP/1 that is in its handler.
+// method returns the method of the HTTP/1 request whose handler runs, or "".
 func (h *httpConn) method() string {
 	if h == nil || !h.c.has(flagInHandler) {
 		return ""
@@ -361,8 +365,8 @@ func (h *httpConn) requests() []requestLine {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	lines := slices.Collect(maps.Values(h.streams))
-	// The handler may return at any moment, and the next request come: it
-	// finds flagReported, for that was set while the handler had not returned.
+	// The handler may return meanwhile, and the next request come. enter then finds
+	// flagReported, which was set before the handler returned, and waits for mu.
 	if h.c.set(flagReported)&flagInHandler != 0 {
 		lines = append(lines, h.last)
 	}
@@ -370,12 +374,12 @@ func (h *httpConn) requests() []requestLine {
 	return lines
 }
 
-// enter and leave are for a request of HTTP/1, begin and end for those of HTTP/2.
-// A mutex in enter would be two locked operations more in every request, for a
-// report that hardly ever comes.
+// enter and leave record an HTTP/1 request, begin and end an HTTP/2 request.
+// enter takes the mutex only while a report is made, since a mutex would add two
+// atomic operations to every request.
 func (h *httpConn) enter(r *http.Request) {
 	if h.c.has(flagReported) {
-		h.mu.Lock() // waits until the last one was read
+		h.mu.Lock() // waits until requests has read last
 		defer h.mu.Unlock()
 	}
 	h.last = lineOf(r)
@@ -384,7 +388,7 @@ func (h *httpConn) enter(r *http.Request) {
 
 func (h *httpConn) leave() {
 	h.c.unset(flagInHandler)
-	h.c.m.changed(h.c, connActive) // the response may be out, and the request's body to come
+	h.c.m.changed(h.c, connActive) // the rest of the request's body may not have come: see drain.until
 }
 
 func (h *httpConn) begin(r *http.Request) {
@@ -406,7 +410,8 @@ func (h *httpConn) end(r *http.Request) {
 
 type httpConnKey struct{}
 
-// Value returns what the context of a request on h holds.
+// Value implements context.Context. It has the caller's http.Server under
+// http.ServerContextKey.
 func (h *httpConn) Value(key any) any {
 	switch key {
 	case httpConnKey{}:
@@ -417,18 +422,15 @@ func (h *httpConn) Value(key any) any {
 	return h.Context.Value(key)
 }
 
-// drainingKey is the context key under which a server keeps the channel that
-// Draining hands out.
+// drainingKey is the context key for the channel that Draining returns.
 type drainingKey struct{}
 
-// Draining returns the channel that is closed once the server that ctx came
-// from has begun to shut down: at the first moment of it, ShutdownDelay
-// included. A handler with a long answer (server-sent events, a long poll)
-// selects on it and ends early.
+// Draining returns a channel that is closed when the shutdown of the server, or of
+// the Group, that ctx comes from begins, before ShutdownDelay. A handler with a
+// long response (server-sent events, a long poll) can select on it and end early.
 //
-// For a context that no server of this package made it returns nil, which
-// blocks for ever in a select: a handler written for graceful works elsewhere
-// too.
+// For other contexts Draining returns nil, which blocks for ever in a select. So a
+// handler that uses Draining works with other servers as well.
 func Draining(ctx context.Context) <-chan struct{} {
 	ch, _ := ctx.Value(drainingKey{}).(<-chan struct{})
 	return ch
@@ -442,7 +444,7 @@ func (s *Server) baseContext(l net.Listener) context.Context {
 			original = tl.original
 		}
 		if ctx = s.Server.BaseContext(original); ctx == nil {
-			return nil // net/http panics with what it has to say
+			return nil // net/http panics with a message of its own
 		}
 	}
 	ctx = context.WithValue(ctx, drainingKey{}, (<-chan struct{})(s.life.draining))
@@ -467,7 +469,7 @@ func (s *Server) connContext(ctx context.Context, nc net.Conn) context.Context {
 	return ctx
 }
 
-// connOf returns the tracked connection that nc, which net/http was given, is.
+// connOf returns the tracked connection of nc, which net/http serves.
 func connOf(nc net.Conn) *conn {
 	switch t := nc.(type) {
 	case *tcpConn:
@@ -478,15 +480,15 @@ func connOf(nc net.Conn) *conn {
 	return trackedConn(nc)
 }
 
-// connState hears from net/http what a connection does.
+// connState is the ConnState hook of the http.Server that serves.
 func (s *Server) connState(nc net.Conn, state http.ConnState) {
-	if c := connOf(nc); c != nil { // else of a TLSNextProto function that made a connection up
-		s.moved(c, state)
+	if c := connOf(nc); c != nil { // nil for a connection that a TLSNextProto function has made
+		s.stateChanged(c, state)
 	}
 }
 
-// moved hears that c has changed its state.
-func (s *Server) moved(c *conn, state http.ConnState) {
+// stateChanged handles c's change to state, and calls the caller's hooks.
+func (s *Server) stateChanged(c *conn, state http.ConnState) {
 	switch state {
 	case http.StateActive:
 		if !c.multiplexes() {
@@ -496,13 +498,13 @@ func (s *Server) moved(c *conn, state http.ConnState) {
 	case http.StateIdle:
 		if !c.multiplexes() {
 			if c.h1.last {
-				c.h1.endLast(c) // does not return; hooks hear of the end next, as after net/http's own close
+				c.h1.endLast(c) // does not return; StateClosed follows, as after net/http's own close
 			}
 			c.h1.response()
 		}
 	case http.StateClosed:
 		if c.load().state() == connHijacked {
-			return // for hooks that was the end
+			return // StateHijacked is the last state that hooks see
 		}
 	}
 	for _, hook := range [...]func(net.Conn, http.ConnState){s.Server.ConnState, s.ConnState} {
@@ -510,7 +512,7 @@ func (s *Server) moved(c *conn, state http.ConnState) {
 			hook(c.raw, state)
 		}
 	}
-	// What lets the manager end the connection, or forget it, comes last.
+	// After the hooks, since the manager may end or forget the connection now.
 	switch state {
 	case http.StateIdle:
 		c.setState(connIdle)
@@ -533,9 +535,9 @@ func (p *httpProtocol) logf(format string, args ...any) { p.server().logf(format
 
 func (p *httpProtocol) config() lifeConfig {
 	s := p.server()
-	rules := drainRules{grace: s.idleGrace(), half: halfRequest, waitHijacked: s.WaitHijacked}
+	rules := drainRules{grace: s.idleGrace(), receiving: receivingLimit, waitHijacked: s.WaitHijacked}
 	if s.side.http2 == http2Program {
-		rules.untold = s.countUntold
+		rules.openToStreams = s.countOpenToStreams
 	}
 	return lifeConfig{delay: s.ShutdownDelay, timeout: s.Timeout, rules: rules}
 }
@@ -548,7 +550,8 @@ func (p *httpProtocol) interrupted(yes bool) { p.Interrupted = yes }
 
 func (p *httpProtocol) beginDelay() { p.server().health().Shutdown() }
 
-// finishRequests refuses new requests until those in progress are answered.
+// finishRequests makes the handler refuse new requests, if RetryAfter is set. The
+// channel is closed when those in progress are answered or ctx ends.
 func (p *httpProtocol) finishRequests(ctx context.Context) <-chan struct{} {
 	f := p.side.inflight
 	if f == nil {
@@ -564,22 +567,22 @@ func (p *httpProtocol) finishRequests(ctx context.Context) <-chan struct{} {
 
 func (p *httpProtocol) beginDrain() {}
 
-// runHooks runs the functions that were registered for the shutdown, those of the
-// caller's http.Server with its Shutdown, which has nothing else to do, since it
-// serves nothing.
+// runHooks calls the functions that were registered for the shutdown. Those of the
+// caller's http.Server are called by its Shutdown, which does nothing else, since
+// that http.Server serves nothing.
 func (p *httpProtocol) runHooks() {
 	s := p.server()
-	_ = s.prepare() // if nothing was served; what is wrong, Serve will say
+	_ = s.prepare() // needed if nothing was served; Serve returns the error
 	s.side.mu.Lock()
 	s.side.drainBegun = true
 	hooks := s.side.onShutdown
 	s.side.onShutdown = nil
-	var told chan struct{}
-	if s.side.http2 == http2Program && s.side.untold > 0 {
-		// The program's HTTP/2 is registered there as well, and sends its final
+	var noneOpen chan struct{}
+	if s.side.http2 == http2Program && s.side.openToStreams > 0 {
+		// The program's HTTP/2 has registered a function there that sends the final
 		// GOAWAY at once.
-		told = make(chan struct{})
-		s.side.allTold = told
+		noneOpen = make(chan struct{})
+		s.side.noneOpen = noneOpen
 	}
 	s.side.mu.Unlock()
 	if s.ShutdownInitiated != nil {
@@ -588,23 +591,23 @@ func (p *httpProtocol) runHooks() {
 	for _, f := range hooks {
 		go f()
 	}
-	if told == nil {
-		s.shutUser()
+	if noneOpen == nil {
+		s.shutdownUser()
 		return
 	}
 	go func() {
 		select {
-		case <-told:
+		case <-noneOpen:
 		case <-s.life.killing:
 		case <-s.life.stopped:
 		}
-		s.shutUser()
+		s.shutdownUser()
 	}()
 }
 
-// shutUser calls Shutdown of the caller's http.Server without waiting for its
-// connections, unless it was called before.
-func (s *Server) shutUser() {
+// shutdownUser calls Shutdown of the caller's http.Server without waiting for its
+// connections, unless Shutdown was called on it before.
+func (s *Server) shutdownUser() {
 	s.side.mu.Lock()
 	ran := s.side.ranHooks
 	s.side.ranHooks = true
@@ -617,14 +620,15 @@ func (s *Server) shutUser() {
 	s.Server.Shutdown(ctx)
 }
 
-// countUntold counts the HTTP/2 connections that may still get a stream.
-func (s *Server) countUntold(by int) {
+// countOpenToStreams adds by to the number of HTTP/2 connections that may still get
+// a stream. It is drainRules.openToStreams.
+func (s *Server) countOpenToStreams(by int) {
 	s.side.mu.Lock()
 	defer s.side.mu.Unlock()
-	s.side.untold += by
-	if s.side.untold == 0 && s.side.allTold != nil {
-		close(s.side.allTold)
-		s.side.allTold = nil
+	s.side.openToStreams += by
+	if s.side.openToStreams == 0 && s.side.noneOpen != nil {
+		close(s.side.noneOpen)
+		s.side.noneOpen = nil
 	}
 }
 
@@ -646,8 +650,8 @@ func (p *httpProtocol) requests(c *conn) []requestLine {
 
 func (p *httpProtocol) streams() int { return int(p.streamCount.Load()) }
 
-// finish lets go of the base contexts, but for hijacked connections' sake: the
-// handlers of those that were left may still use them.
+// finish cancels the base contexts, unless hijacked connections were left open,
+// whose handlers may still use them.
 func (p *httpProtocol) finish(m *manager, left int) string {
 	s := p.server()
 	s.side.mu.Lock()
@@ -661,20 +665,20 @@ func (p *httpProtocol) finish(m *manager, left int) string {
 	case m.goAways.Load() > 0:
 		return "GOAWAY in two steps"
 	case s.side.http2 == http2Blind:
-		return "as by the program's own HTTP/2"
+		return "GOAWAY left to the program's own HTTP/2 implementation"
 	}
 	return ""
 }
 
-// defaultIdleGrace is the quiet window where none is configured.
+// defaultIdleGrace is the quiet period if IdleGrace is 0.
 const defaultIdleGrace = 500 * time.Millisecond
 
-// maxGrace is as good as for ever, and can be added to a time.
+// maxGrace bounds IdleGrace, so that it can be added to a time without overflow.
 const maxGrace = 1 << 61
 
 func (s *Server) idleGrace() time.Duration { return graceOf(s.IdleGrace) }
 
-// graceOf returns what a field IdleGrace means.
+// graceOf returns the quiet period for the value of a field IdleGrace.
 func graceOf(field time.Duration) time.Duration {
 	switch {
 	case field == 0:

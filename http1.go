@@ -11,41 +11,41 @@ import (
 	"github.com/seed-121bbccf/graceful/internal/sock"
 )
 
-// An http1Conn is what the goroutine that serves a connection of HTTP/1 knows of
-// what it reads and writes. It says the farewell of HTTP/1: once the shutdown has
-// begun, every response says "Connection: close" in the header that goes out,
-// whatever net/http and the handler have composed, and the connection ends with
-// it.
+// An http1Conn follows the requests and responses of an HTTP/1 connection. Once
+// the shutdown has begun, it makes the header of every response say "Connection:
+// close", whatever net/http and the handler have written, and the connection ends
+// after that response.
 //
-// It belongs to that goroutine, and to those that the handler lets write. Once
-// the connection is hijacked it is not changed any more.
+// It is used by the goroutine that serves the connection, and by goroutines of the
+// handler that write. Once the connection is hijacked it is not changed any more.
 type http1Conn struct {
-	// What has come of the next request when a response is out is in net/http's
-	// buffer, and not seen as it is read. net/http waits for four bytes before it
-	// looks at a request, and sets a read deadline before and behind that wait. So
-	// four bytes were there if a second deadline is set with nothing read, and
-	// fewer if it asks for less than the buffer's size: buffer is the most that a
-	// Read of a request has asked for.
+	// When a response has been written, the beginning of the next request may be
+	// in net/http's buffer already, because it was read together with the one
+	// before. net/http waits until four bytes of a request have come, and sets a
+	// read deadline before and after that wait. If a second deadline is set and
+	// nothing was read in between, four bytes were in the buffer. If a Read asks
+	// for less than the size of the buffer, one to three bytes were. buffer is that
+	// size: the most that a Read of a request has asked for.
 	buffer    int32
-	deadlines uint8 // that were set since the response
+	deadlines uint8 // how many were set since the response
 
-	// preface is how much of HTTP/2's preface has come, and -1 when the
-	// connection does not begin so or is not asked for it.
+	// preface is how many bytes of HTTP/2's preface have come, and -1 if the
+	// connection does not begin with the preface or HTTP/2 is not served on it.
 	preface int8
 
 	blank uint8 // how many CR and LF were read last, up to maxBlank
 	began bool  // the final response to the request in progress has begun
-	last  bool  // and says that it is the connection's last
+	last  bool  // that response says "Connection: close"
 
-	// interim: a response of the kind 1xx has begun, and its header has not ended.
+	// interim: a 1xx response has begun, and its header has not ended.
 	interim bool
 }
 
-// net/http ignores line ends before a request, up to the four bytes that it waits
-// for.
+// maxBlank is how many bytes of line ends before a request net/http may have in
+// its buffer without a request: it waits for four bytes, and skips line ends.
 const maxBlank = 3
 
-// enterRead notes that net/http asks for up to size bytes.
+// enterRead is called before net/http's Read of up to size bytes.
 func (h *http1Conn) enterRead(c *conn, size int) {
 	switch c.load().state() {
 	case connNew, connReceiving:
@@ -55,22 +55,22 @@ func (h *http1Conn) enterRead(c *conn, size int) {
 			return
 		}
 		if h.buffer-int32(size) > int32(h.blank) {
-			c.begun() // the beginning of a request came with the one before it
+			c.begun() // the beginning of the request is in net/http's buffer
 		}
 		h.learn(size)
 	}
 }
 
-// learn notes that net/http's buffer has room for size bytes. Its size is a power
-// of two. Less is asked for at the beginning of a connection that may turn out to
-// be HTTP/2: the preface, and then what there is room for behind as much.
+// learn derives the size of net/http's buffer, which is a power of two, from a Read
+// of size bytes. The first Reads of a connection that may be HTTP/2 ask for less:
+// for the preface, and then for the room that it leaves in the buffer.
 func (h *http1Conn) learn(size int) {
 	if int32(size) > h.buffer {
 		h.buffer = 1 << bits.Len32(uint32(size-1))
 	}
 }
 
-// deadlineSet notes that net/http has set a read deadline.
+// deadlineSet is called when net/http has set a read deadline.
 func (h *http1Conn) deadlineSet(c *conn) {
 	if s := c.load().state(); s != connIdle && s != connEnding || c.multiplexes() {
 		return
@@ -80,17 +80,17 @@ func (h *http1Conn) deadlineSet(c *conn) {
 	}
 }
 
-// received notes that p was read into a buffer of the given size.
+// received is called when p was read by a Read of up to size bytes.
 func (h *http1Conn) received(c *conn, p []byte, size int) {
 	state := c.load().state()
 	if state == connHijacked {
-		return // it may be read by several goroutines
+		return // several goroutines may read
 	}
 	h.countBlank(p)
 	switch {
 	case state == connActive:
-		// While a handler runs net/http reads ahead, one byte at a time, to see
-		// whether the client goes away.
+		// While a handler runs, net/http reads one byte ahead, to detect that the
+		// client has disconnected.
 		if size == 1 && h.blank == 0 && !c.has(flagAhead) {
 			c.set(flagAhead)
 		}
@@ -100,7 +100,7 @@ func (h *http1Conn) received(c *conn, p []byte, size int) {
 	}
 }
 
-// countBlank notes how many CR and LF have come last.
+// countBlank updates blank for p, which was read.
 func (h *http1Conn) countBlank(p []byte) {
 	n := uint8(0)
 	for i := len(p) - 1; n < maxBlank; i-- {
@@ -117,7 +117,8 @@ func (h *http1Conn) countBlank(p []byte) {
 }
 
 // prefaceEnds reports whether HTTP/2's preface ends in p, which was read at the
-// connection's beginning. What follows it there is HTTP/2 already.
+// beginning of the connection. If so, it makes c an HTTP/2 connection and passes it
+// the rest of p.
 func (h *http1Conn) prefaceEnds(c *conn, p []byte) bool {
 	rest := http2wire.Preface[h.preface:]
 	n := min(len(p), len(rest))
@@ -133,7 +134,7 @@ func (h *http1Conn) prefaceEnds(c *conn, p []byte) bool {
 	return true
 }
 
-// request notes that a request has come.
+// request is called when net/http has read a request's header.
 func (h *http1Conn) request(c *conn) {
 	h.began, h.last, h.interim = false, false, false
 	if c.has(flagAhead | flagGaveUp) {
@@ -141,16 +142,16 @@ func (h *http1Conn) request(c *conn) {
 	}
 }
 
-// response notes that the response is out.
+// response is called when the response was written.
 func (h *http1Conn) response() { h.deadlines = 0 }
 
-// lastResponse notes that p is about to be written, or nil for what is not seen.
-// It reports whether a final response begins with p that is to be the
-// connection's last.
+// lastResponse is called before p is written; p is nil for a write by ReadFrom. It
+// reports whether p begins a final response after which the connection is to end.
 //
-// net/http begins every response at the start of a Write: its buffer of 4 KiB is
-// flushed behind each response, final or not (server.go). An interim header that
-// is longer goes on in the next Writes, the last of which ends with it.
+// Every response begins at the start of a Write, because net/http flushes its
+// buffer of 4 KiB after each response, interim or final (server.go). An interim
+// response whose header is longer takes several Writes; the header ends at the end
+// of the last.
 func (h *http1Conn) lastResponse(c *conn, p []byte) bool {
 	if h.began || c.load().state() != connActive {
 		return false
@@ -164,11 +165,11 @@ func (h *http1Conn) lastResponse(c *conn, p []byte) bool {
 	return p != nil && c.m.shutting.Load()
 }
 
-// writeFarewell writes p, in which a final response begins, and makes it say that
-// the connection ends with it. It returns how much of p was written.
+// writeFarewell writes p, which begins a final response, and makes its header say
+// "Connection: close". It returns how much of p was written.
 //
-// Where p does not begin as a response does, nothing is said, and the connection
-// ends as any other that is quiet.
+// If p does not begin as a response does, it is written unchanged, and the
+// connection is closed later, after its quiet period.
 func (h *http1Conn) writeFarewell(c *conn, p []byte) (int, error) {
 	at, old, field, ok := farewellIn(p)
 	if !ok || c.http.Load().method() == http.MethodConnect {
@@ -191,12 +192,12 @@ func (h *http1Conn) writeFarewell(c *conn, p []byte) (int, error) {
 	return n, err
 }
 
-// farewellIn reports whether the header of a final response begins with p, and
-// what makes it say "Connection: close": field, in the place of the old bytes
-// at p[at:]; field is empty if the header says it already.
+// farewellIn reports whether p begins the header of a final response, and how to
+// make the header say "Connection: close": by replacing the old bytes from p[at]
+// on with field. field is empty if the header says so already.
 //
-// A header that does not end in p may go on to say keep-alive. Of the two, close
-// counts (RFC 9112, section 9.6).
+// If the header does not end in p, it may contain keep-alive as well. close takes
+// precedence (RFC 9112, section 9.6).
 func farewellIn(p []byte) (at, old int, field string, ok bool) {
 	const closes = "Connection: close\r\n"
 	if !isStatusLine(p) || isInterim(p) || string(p[9:12]) == "101" {
@@ -230,27 +231,28 @@ func isStatusLine(p []byte) bool {
 	return len(p) >= len(like) && string(p[:7]) == like[:7] && p[8] == ' ' && p[12] == ' '
 }
 
-// isInterim reports whether a response begins with p that another one to the same
-// request follows (1xx).
+// isInterim reports whether p begins a 1xx response, which another response to the
+// same request follows. 101 is not one of them.
 func isInterim(p []byte) bool {
 	return isStatusLine(p) && p[9] == '1' && string(p[9:12]) != "101"
 }
 
-// lingerClose is how long the client of a connection that ends with unread bytes
-// has to close it. It is net/http's rstAvoidanceDelay.
+// lingerClose is how long a client has to close its side of a connection that ends
+// with unread bytes. It is as long as net/http's rstAvoidanceDelay.
 const lingerClose = 500 * time.Millisecond
 
-// endLast ends a connection whose last response has said close. It is called from
-// net/http's hook for StateIdle, on the goroutine that serves the connection, and
-// does not return: the panic makes net/http close the connection, as it does
-// after its own "Connection: close". io.EOF from the next Read would be too late:
-// net/http may have further requests in its buffer, and those must not be served
-// (RFC 9112, section 9.6).
+// endLast ends a connection whose last response has said "Connection: close". It is
+// called from net/http's hook for StateIdle, on the goroutine that serves the
+// connection, and does not return: its panic makes net/http close the connection,
+// as after net/http's own "Connection: close". io.EOF from the next Read would be
+// too late, because net/http may have further requests in its buffer, which must
+// not be served (RFC 9112, section 9.6).
 //
-// If the client has sent more, a close with that unread resets the connection, and
-// the reset may overtake the response. So our side is closed first, and the client
-// has some time to close its own. Nothing is read meanwhile: a handler that has
-// enabled full duplex and left a body unread leaves a Read of net/http's behind.
+// If the client has sent more, a close would reset the connection, because of the
+// unread bytes, and the reset may overtake the response. So the connection is
+// half-closed first, and the client has lingerClose to close its side. The bytes
+// are not read meanwhile, because a Read of net/http's may be under way, if a
+// handler has enabled full duplex and not read the body.
 func (h *http1Conn) endLast(c *conn) {
 	if (c.has(flagAhead) || sock.Pending(c.raw)) && closeWrite(c.raw) == nil {
 		const step = 5 * time.Millisecond

@@ -30,7 +30,7 @@ const (
 //   - what came back is a sequence of whole answers, and each the right one;
 //   - every whole request that was sent got one, but for those behind an
 //     answer that said close;
-//   - the shutdown was over in time, and at once if nobody left half a request.
+//   - the shutdown was over in time, and at once if no half request was left.
 //
 // It runs in virtual time, in which a hang is found to be one at once. A cut is
 // the length of a piece less one in its low five bits, and the pause after it,

@@ -18,66 +18,67 @@ import (
 )
 
 const (
-	// http2AckWait is how long a client has to acknowledge the PING behind the
-	// first GOAWAY before the final one goes out all the same.
+	// http2AckWait is how long a client has to acknowledge the PING after the
+	// first GOAWAY. Then the final GOAWAY is sent without the acknowledgement.
 	http2AckWait = 1500 * time.Millisecond
 
 	// http2Linger is how long a client has to close the connection after the
-	// final GOAWAY. A client that has not acknowledged the PING has had most of
-	// that time already.
-	http2Linger     = 2 * time.Second
-	http2DeafLinger = http2Linger - http2AckWait
+	// final GOAWAY. For a client that has not acknowledged the PING it is shorter by
+	// http2AckWait.
+	http2Linger        = 2 * time.Second
+	http2UnackedLinger = http2Linger - http2AckWait
 
 	// http2LastStream is how long after the first GOAWAY a client may open streams
-	// that are waited for, unless the drain is timed. One that acknowledges it and
-	// opens further ones without end would otherwise never be let go.
+	// that the drain waits for, unless the drain is timed. Otherwise a client that
+	// keeps opening streams would prolong the drain without limit.
 	http2LastStream = 5 * time.Second
 )
 
-// An http2Conn says farewell on an HTTP/2 connection, in the two steps of
-// RFC 9113, section 6.8: a GOAWAY that only says "open no more streams", and, when
-// the client has had the time to obey and no stream is open, a final one that
-// names the last stream. Whoever serves the connection (net/http, or another
-// implementation) is told of neither: the http2Conn puts them between two frames.
-// All other bytes pass through unchanged.
+// An http2Conn shuts an HTTP/2 connection down in the two steps of RFC 9113,
+// section 6.8: a GOAWAY that asks the client to open no more streams (the
+// announcement), and, when the client has acknowledged that and no stream is open,
+// a final GOAWAY that names the last stream. The http2Conn writes them between two
+// frames of the server's; the server (net/http, or another implementation) is not
+// involved. All other bytes pass through unchanged.
 //
 //	following ─ leave ─▶ announced ─ acknowledged, and the grace is over ─▶ finishing
 //	                                                                            │
 //	                          closed ◀─ the client closes, or linger ─ shut ◀─ no stream is open
 //
-// Writing belongs to one goroutine at a time, the owner: the server's, or that of
-// a farewell which found the connection quiet. No lock is held while the owner
-// writes, so that a peer which does not read blocks the owner alone.
+// One goroutine writes at a time, the owner: that of the server's Write, or one
+// that writes a GOAWAY while the server does not write. No lock is held during the
+// write, so that a client that does not read blocks only the owner.
 type http2Conn struct {
 	c     *conn
-	grace time.Duration // at least between the two GOAWAYs
+	grace time.Duration // the least time between the two GOAWAYs
 
 	in http2wire.Cursor // owned by the reader
 
-	// shut: our side is closed. Nothing more goes out, and nothing that comes in
-	// reaches the server. Written with mu held.
+	// shut: the final GOAWAY is being or was written. The server's writes are
+	// dropped, and what the client sends does not reach the server. Written with mu
+	// held.
 	shut atomic.Bool
 
 	mu sync.Mutex // guards what follows
-	// Signalled when the owner lets go. At most one goroutine waits: a server
-	// does not write twice at a time.
-	quiet sync.Cond
+	// released is signalled when there is no owner any more. At most one goroutine
+	// waits, since a server makes one Write at a time.
+	released sync.Cond
 
-	owned     bool // a goroutine is writing
-	settings  bool // the server's SETTINGS, its first frame, are out
-	announced bool // the first GOAWAY is asked for
-	told      bool // a GOAWAY has begun to go out, ours or the server's
-	acked     bool // the client knows that it may open no more streams
-	counted   bool // it is among those that rules.untold counts
-	finishing bool // the final GOAWAY follows the last stream
-	lingering bool // finishing without a stream: the timer cuts the connection
+	owned      bool // a goroutine is writing
+	settings   bool // the server's SETTINGS, its first frame, were written
+	announced  bool // leave was called
+	goAwaySent bool // a GOAWAY was begun to be written, by the http2Conn or by the server
+	acked      bool // the client has acknowledged the announcement, or got the server's GOAWAY
+	counted    bool // rules.openToStreams counts the connection
+	finishing  bool // the final GOAWAY is sent when no stream is open
+	lingering  bool // finishing, and no stream is waited for: the timer cuts the connection
 
-	since time.Time   // when the client was told, or is about to be
-	bar   uint32      // streams above it are not waited for; 0: all are
-	timer *time.Timer // to finishing, and then to the end of linger; nil until it is set
+	since      time.Time   // when the announcement was due
+	lastWaited uint32      // streams above it are not waited for; 0: all are waited for
+	timer      *time.Timer // until finishing, and then until the end of linger; nil until it is set
 
-	out     http2wire.Cursor // moved by the owner, with mu held
-	rest    []byte           // what is still to be written of our announcement
+	out     http2wire.Cursor // moved by the owner with mu held
+	unsent  []byte           // the part of the announcement that is still to be written
 	streams http2wire.Streams
 }
 
@@ -85,8 +86,8 @@ type http2Conn struct {
 // sawPreface is true. It is called on the goroutine that reads c.
 func (c *conn) followHTTP2(sawPreface bool) *http2Conn {
 	h := &http2Conn{c: c, grace: c.m.rules.grace}
-	h.quiet.L = &h.mu
-	if f := c.m.rules.untold; f != nil {
+	h.released.L = &h.mu
+	if f := c.m.rules.openToStreams; f != nil {
 		h.counted = true
 		f(1)
 	}
@@ -94,12 +95,12 @@ func (c *conn) followHTTP2(sawPreface bool) *http2Conn {
 		h.in.Skip(len(http2wire.Preface))
 	}
 	c.h2.Store(h)
-	c.m.changed(c, connIdle) // after it is stored: the manager asks it to leave
+	c.m.changed(c, connIdle) // after h2 was stored, so that the manager calls leave
 	return h
 }
 
-// leave asks the connection to say farewell. It does not block; a second call
-// does nothing.
+// leave begins the shutdown of the connection. It does not block; a second call has
+// no effect.
 func (h *http2Conn) leave() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -110,20 +111,19 @@ func (h *http2Conn) leave() {
 	h.since = time.Now()
 	h.scheduleLocked()
 	if h.owned || !h.announceableLocked() {
-		return // the writer says it
+		return // the next Write writes the announcement
 	}
 	h.owned = true
 	go func() {
 		h.mu.Lock()
 		defer h.mu.Unlock()
-		_ = h.injectLocked() // the next Write meets the error as well
-		h.disownLocked()
+		_ = h.injectLocked() // the next Write returns the error as well
+		h.releaseLocked()
 	}()
 }
 
-// received follows the frames in p, which was read, and returns how much of it
-// the server may see: all, unless the final GOAWAY has said that what comes now
-// is not served.
+// received follows the frames in p, which was read. It returns how many bytes of p
+// the server gets: all, or those before shut.
 func (h *http2Conn) received(p []byte) (n int) {
 	for n < len(p) {
 		k, ended := h.in.Advance(p[n:])
@@ -139,7 +139,7 @@ func (h *http2Conn) received(p []byte) (n int) {
 				h.scheduleLocked()
 			} else {
 				h.streams.In(&h.in)
-				h.settleLocked()
+				h.advanceLocked()
 			}
 			h.mu.Unlock()
 		}
@@ -151,23 +151,23 @@ func (h *http2Conn) received(p []byte) (n int) {
 	return n
 }
 
-// write writes p for the server, and our announcement at the first boundary if
-// it is due.
+// write writes p for the server, and the announcement at the first frame boundary
+// if it is due.
 func (h *http2Conn) write(p []byte) (n int, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for h.owned {
-		h.quiet.Wait()
+		h.released.Wait()
 	}
 	if h.shut.Load() {
-		// What comes after the last stream's end is of no use any more: window
-		// updates, acknowledgements. An error would make the server close with
-		// data unread, and the reset could overtake the last response.
+		// After the last stream's end the server writes only window updates and
+		// acknowledgements. An error would make it close the connection with data
+		// unread, and the reset could overtake the last response.
 		return len(p), nil
 	}
 	h.owned = true
 	if h.announced && !h.settings {
-		h.since, h.finishing = time.Now(), false // the client is told now, and not before
+		h.since, h.finishing = time.Now(), false // the announcement can be written only now
 		h.scheduleLocked()
 	}
 	for n < len(p) {
@@ -175,10 +175,10 @@ func (h *http2Conn) write(p []byte) (n int, err error) {
 			break
 		}
 		part := p[n:]
-		if h.announced && !h.told {
+		if h.announced && !h.goAwaySent {
 			if k := h.out.ToBoundary(part); k > 0 {
 				part = part[:k]
-			} else { // the SETTINGS, which come first
+			} else { // the announcement has to follow the SETTINGS
 				first := h.out
 				k, _ := first.Advance(part)
 				part = part[:k]
@@ -194,11 +194,11 @@ func (h *http2Conn) write(p []byte) (n int, err error) {
 		}
 	}
 	if err == nil {
-		_ = h.injectLocked() // p is written; the next Write meets the error
+		_ = h.injectLocked() // p was written; the next Write returns the error
 	}
-	h.disownLocked()
+	h.releaseLocked()
 	if h.streams.Final() && !h.acked {
-		h.acked = true // the server was first: there is nothing to wait for
+		h.acked = true // the server has sent a final GOAWAY itself
 		h.scheduleLocked()
 	}
 	return n, err
@@ -216,43 +216,43 @@ func (h *http2Conn) wroteLocked(p []byte) {
 		h.streams.Out(&h.out)
 		// Another GOAWAY after the server's must not raise its last stream
 		// (RFC 9113, section 6.8).
-		h.told = h.told || h.streams.Final()
+		h.goAwaySent = h.goAwaySent || h.streams.Final()
 	}
 }
 
-// announceableLocked reports whether this is the time and the place for the
-// announcement.
+// announceableLocked reports whether the announcement is due and can be written
+// here.
 func (h *http2Conn) announceableLocked() bool {
-	return h.announced && !h.told && h.settings && h.out.Boundary()
+	return h.announced && !h.goAwaySent && h.settings && h.out.Boundary()
 }
 
-// injectLocked writes our announcement if it is due and this is the place. The
-// caller is the owner. mu is released meanwhile.
+// injectLocked writes the announcement, or the rest of it, if it is due and can be
+// written here. The caller is the owner. mu is released during the write.
 func (h *http2Conn) injectLocked() error {
 	if h.announceableLocked() {
-		h.told = true
-		h.rest = http2wire.Announcement
+		h.goAwaySent = true
+		h.unsent = http2wire.Announcement
 		h.c.m.goAways.Add(1)
 	}
-	if len(h.rest) == 0 {
+	if len(h.unsent) == 0 {
 		return nil
 	}
-	rest := h.rest
+	rest := h.unsent
 	h.mu.Unlock()
 	n, err := h.c.raw.Write(rest)
 	h.mu.Lock()
-	h.rest = rest[n:] // a deadline may have cut it; it goes on from here
+	h.unsent = rest[n:] // a write deadline may have interrupted it
 	return err
 }
 
-// disownLocked ends the ownership.
-func (h *http2Conn) disownLocked() {
+// releaseLocked ends the caller's ownership.
+func (h *http2Conn) releaseLocked() {
 	h.owned = false
-	h.quiet.Signal()
-	h.settleLocked()
+	h.released.Signal()
+	h.advanceLocked()
 }
 
-// scheduleLocked enters finishing when it is time, or sets the timer to then.
+// scheduleLocked enters finishing if that is due, or sets the timer.
 func (h *http2Conn) scheduleLocked() {
 	if !h.announced || h.finishing {
 		return
@@ -265,18 +265,19 @@ func (h *http2Conn) scheduleLocked() {
 	switch {
 	case wait <= 0:
 		h.finishing = true
-		h.toldLocked()
-		h.settleLocked()
+		h.closedToStreamsLocked()
+		h.advanceLocked()
 	default:
 		h.setTimerLocked(wait)
 	}
 }
 
-// toldLocked notes that no stream is to be expected any more.
-func (h *http2Conn) toldLocked() {
+// closedToStreamsLocked reports to rules.openToStreams, once, that the connection
+// gets no more streams.
+func (h *http2Conn) closedToStreamsLocked() {
 	if h.counted {
 		h.counted = false
-		h.c.m.rules.untold(-1)
+		h.c.m.rules.openToStreams(-1)
 	}
 }
 
@@ -288,7 +289,7 @@ func (h *http2Conn) setTimerLocked(d time.Duration) {
 	}
 }
 
-// timeout is the timer's.
+// timeout is called by the timer.
 func (h *http2Conn) timeout() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -299,9 +300,10 @@ func (h *http2Conn) timeout() {
 	}
 }
 
-// settleLocked says the final GOAWAY and closes our side if the time has come.
-// It is called whenever something that it looks at has changed.
-func (h *http2Conn) settleLocked() {
+// advanceLocked, while finishing, writes the final GOAWAY and half-closes the
+// connection as soon as no stream is open. It is called whenever a field that it
+// reads has changed.
+func (h *http2Conn) advanceLocked() {
 	if !h.finishing || h.shut.Load() {
 		return
 	}
@@ -314,40 +316,40 @@ func (h *http2Conn) settleLocked() {
 		h.lingering = true
 		linger := http2Linger
 		if !h.acked {
-			linger = http2DeafLinger
+			linger = http2UnackedLinger
 		}
 		h.setTimerLocked(linger)
 	}
-	if open > 0 || h.owned || len(h.rest) > 0 || !h.settings || !h.out.Boundary() || h.streams.Failed() {
-		return // a writer is at work, or stuck: the timer cuts it
+	if open > 0 || h.owned || len(h.unsent) > 0 || !h.settings || !h.out.Boundary() || h.streams.Failed() {
+		return // another call follows when the owner is done, or the timer cuts the connection
 	}
-	// From here on no stream reaches the server: the GOAWAY is true.
+	// From here on no further stream reaches the server, as the GOAWAY says.
 	h.shut.Store(true)
 	h.owned = true
 	final, last := h.streams.Final(), h.streams.Highest()
 	go func() {
 		if !final {
-			_ = h.c.raw.SetWriteDeadline(time.Time{}) // the server's, which writes no more
+			_ = h.c.raw.SetWriteDeadline(time.Time{}) // removes a deadline that the server has set
 			_, _ = h.c.raw.Write(http2wire.FinalGoAway(last))
 		}
 		h.mu.Lock()
-		h.disownLocked()
+		h.releaseLocked()
 		h.mu.Unlock()
-		// The client answers by closing. The server reads to that end, and so
-		// nothing is destroyed on the way.
+		// The client closes its side in response. The server reads until then, so that
+		// no reset destroys what the client has not read.
 		closeWrite(h.c.raw)
 	}()
 }
 
-// waitsForLocked reports whether one of the open streams is waited for.
+// waitsForLocked reports whether the drain waits for one of the open streams.
 func (h *http2Conn) waitsForLocked() bool {
 	if h.c.m.timed.Load() || time.Since(h.since) < http2LastStream {
 		return true
 	}
-	if h.bar == 0 {
-		h.bar = h.streams.Highest()
+	if h.lastWaited == 0 {
+		h.lastWaited = h.streams.Highest()
 	}
-	return h.streams.OpenUpTo(h.bar) > 0
+	return h.streams.OpenUpTo(h.lastWaited) > 0
 }
 
 // stop is called when the connection is closed.
@@ -356,32 +358,32 @@ func (h *http2Conn) stop() {
 	defer h.mu.Unlock()
 	h.announced, h.finishing = true, true
 	h.shut.Store(true)
-	h.toldLocked()
+	h.closedToStreamsLocked()
 	if h.timer != nil {
 		h.timer.Stop()
 	}
 }
 
-// The keys of http.Server.TLSNextProto: the one of ALPN, and the one under which
-// golang.org/x/net/http2, and net/http up to Go 1.26, take any net.Conn that
-// speaks HTTP/2, the client's preface already read.
+// Keys of http.Server.TLSNextProto: the protocol name of ALPN, and the key under
+// which golang.org/x/net/http2, and net/http up to Go 1.26, have a function that
+// serves any net.Conn from which the client's preface was read.
 const (
 	protoHTTP2            = "h2"
 	protoUnencryptedHTTP2 = "unencrypted_http2"
 )
 
-// nextProto is what TLSNextProto's entries are.
+// nextProto is the type of the entries of TLSNextProto.
 type nextProto = func(*http.Server, *tls.Conn, http.Handler)
 
-// wantsHTTP2 reports whether net/http would configure HTTP/2 for s: the
-// conditions of its Serve, or of ServeTLS.
+// wantsHTTP2 reports whether net/http configures HTTP/2 for s in Serve, or in
+// ServeTLS if serveTLS is true.
 func wantsHTTP2(s *http.Server, serveTLS bool) bool {
 	if s.Protocols != nil {
 		if !s.Protocols.HTTP2() && !s.Protocols.UnencryptedHTTP2() {
 			return false
 		}
 	} else if s.TLSNextProto != nil && s.TLSNextProto[protoHTTP2] == nil {
-		return false // the historic way of switching it off
+		return false // the way to disable HTTP/2 before there was Protocols
 	}
 	if serveTLS || s.TLSConfig == nil {
 		return true
@@ -392,16 +394,15 @@ func wantsHTTP2(s *http.Server, serveTLS bool) bool {
 	return slices.Contains(s.TLSConfig.NextProtos, protoHTTP2)
 }
 
-// isNetHTTPs reports whether net/http itself has put f into a TLSNextProto, as it
-// does when a server has served before, or when golang.org/x/net/http2 from 0.55
-// on has configured it with Go 1.27.
+// isNetHTTPs reports whether f is a function of net/http. net/http puts it into
+// TLSNextProto when a server serves, and with Go 1.27 when golang.org/x/net/http2,
+// from 0.55 on, configures the server.
 func isNetHTTPs(f nextProto) bool {
 	return f != nil && strings.HasPrefix(runtime.FuncForPC(reflect.ValueOf(f).Pointer()).Name(), "net/http.")
 }
 
-// serveALPN serves c by the protocol that was agreed on by ALPN, if that is not
-// net/http's to serve, and reports whether it is so. It returns when the
-// connection is at its end.
+// serveALPN serves c if ALPN has negotiated a protocol that net/http would not serve
+// on c, and returns true when the connection has ended. Otherwise it returns false.
 func (s *Server) serveALPN(c *tlsConn) bool {
 	proto := c.secure.ConnectionState().NegotiatedProtocol
 	if isHTTP1(proto) {
@@ -424,30 +425,30 @@ func (s *Server) serveALPN(c *tlsConn) bool {
 	serve := hs.TLSNextProto[proto]
 	tc, ok := c.secure.(*tls.Conn)
 	if serve == nil || !ok {
-		return true // net/http closes the connection as well
+		return true // the connection is closed, as by net/http
 	}
 	if isHTTP2 {
 		c.set(flagForeign)
 	} else {
-		c.setState(connActive) // to the end, unless it says otherwise: so net/http takes it
+		c.setState(connActive) // until the protocol reports another state, as in net/http
 	}
-	// It reports the states of tc, which is not known as c.
+	// serve reports the states of tc, which connOf cannot map to c.
 	base := copyServer(hs)
-	base.ConnState = func(_ net.Conn, state http.ConnState) { s.moved(&c.conn, state) }
+	base.ConnState = func(_ net.Conn, state http.ConnState) { s.stateChanged(&c.conn, state) }
 	serve(base, tc, h)
 	return true
 }
 
-// http2PrefaceTimeout is net/http's limit for the preface, which is not exported.
+// http2PrefaceTimeout is net/http's unexported timeout for the preface.
 const http2PrefaceTimeout = 10 * time.Second
 
-// readPreface reads HTTP/2's preface and reports whether it has come. What takes
-// any net.Conn wants it read.
+// readPreface reads HTTP/2's preface and reports whether it has come. The functions
+// under protoUnencryptedHTTP2 require that.
 func (s *Server) readPreface(c *tlsConn) bool {
 	_ = c.SetReadDeadline(time.Now().Add(http2PrefaceTimeout))
 	buf := make([]byte, len(http2wire.Preface))
 	if _, err := io.ReadFull(&c.conn, buf); err != nil {
-		return false // net/http is silent about it, too
+		return false // net/http does not log this either
 	}
 	if string(buf) != http2wire.Preface {
 		logf := log.Printf
@@ -461,8 +462,8 @@ func (s *Server) readPreface(c *tlsConn) bool {
 	return true
 }
 
-// An alpnConn is a tlsConn for the protocol that is served from within its
-// begin.
+// An alpnConn is a tlsConn for the protocol that is served from within
+// tlsConn.begin. Its methods do not call begin.
 type alpnConn struct {
 	*conn
 	connBelow
@@ -474,12 +475,12 @@ func (c alpnConn) ConnectionState() tls.ConnectionState { return c.secure.Connec
 // CloseWrite closes the writing side.
 func (c alpnConn) CloseWrite() error { return closeWrite(c.raw) }
 
-// unencrypted passes nc to a function of TLSNextProto that takes a *tls.Conn:
-// beneath one that is never used.
+// unencrypted returns a *tls.Conn that carries nc to a function of TLSNextProto,
+// which takes a *tls.Conn. TLS is not used.
 func unencrypted(nc net.Conn) *tls.Conn { return tls.Client(carrier{nc}, nil) }
 
 type carrier struct{ net.Conn }
 
-// UnencryptedNetConn is the method by which net/http and golang.org/x/net/http2
-// know a carrier.
+// UnencryptedNetConn returns the carried connection. net/http and
+// golang.org/x/net/http2 call it.
 func (c carrier) UnencryptedNetConn() net.Conn { return c.Conn }

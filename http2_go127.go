@@ -2,11 +2,11 @@
 
 package graceful
 
-// http2TakesAnyConn says that net/http serves HTTP/2 by itself on a connection
+// http2TakesAnyConn reports whether net/http serves HTTP/2 by itself on a connection
 // that has a ConnectionState method. From Go 1.27 on that is documented, see
 // http.Server.Serve.
 const http2TakesAnyConn = true
 
-// http2KeepsContext says that net/http's HTTP/2 leaves the http.Server in the
+// http2KeepsContext reports whether net/http's HTTP/2 leaves the http.Server in the
 // context as it is.
 const http2KeepsContext = true

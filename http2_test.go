@@ -132,7 +132,7 @@ func TestHTTP2Farewell(t *testing.T) {
 	const (
 		ms    = time.Millisecond
 		grace = 100 * ms
-		deaf  = http2AckWait + http2DeafLinger
+		deaf  = http2AckWait + http2UnackedLinger
 	)
 	settings := frame(frameSettings, 0, 0)
 	request := frame(frameHeaders, flagEndStream|flagEndHeaders, 1)
@@ -174,7 +174,7 @@ func TestHTTP2Farewell(t *testing.T) {
 			f.leave()
 			time.Sleep(5 * time.Second)
 			read(reset)
-		}, 5 * time.Second, 5*time.Second + http2DeafLinger},
+		}, 5 * time.Second, 5*time.Second + http2UnackedLinger},
 		"a stream that crosses the first GOAWAY": {func(f followed, read func([]byte)) {
 			f.Write(settings)
 			f.leave()
@@ -263,7 +263,7 @@ func TestHTTP2StuckWriter(t *testing.T) {
 		if err := <-written; err == nil {
 			t.Error("the write succeeded")
 		}
-		if d := time.Since(began); d != http2AckWait+http2DeafLinger {
+		if d := time.Since(began); d != http2AckWait+http2UnackedLinger {
 			t.Errorf("cut after %v", d)
 		}
 		f.stop()
@@ -382,7 +382,7 @@ func TestHTTP2CutOverTLS(t *testing.T) {
 				break
 			}
 		}
-		if d := time.Since(began); d != http2AckWait+http2DeafLinger {
+		if d := time.Since(began); d != http2AckWait+http2UnackedLinger {
 			t.Errorf("closed after %v", d)
 		}
 		f.stop()
@@ -760,7 +760,7 @@ func FuzzHTTP2Conn(f *testing.F) {
 			for range 100 { // what a timeout has cut goes out with the next write
 				c.Write(nil)
 			}
-			if !c.out.Boundary() || len(c.rest) > 0 {
+			if !c.out.Boundary() || len(c.unsent) > 0 {
 				t.Fatalf("ends within a frame: %+v", c.out)
 			}
 		})

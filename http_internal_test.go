@@ -112,9 +112,9 @@ func TestRequestsWhileServing(t *testing.T) {
 	}
 }
 
-// A signal that came while Stop's BeforeShutdown was thinking used to be told
-// that the shutdown had begun. After a veto the next signal was then the
-// "second" one, and killed a server that nobody had stopped.
+// A signal that came while BeforeShutdown ran for Stop used to count as the one
+// that began the shutdown. If BeforeShutdown then returned false, the next signal
+// counted as the second, and killed a server that was still to serve.
 func TestAskMeanwhile(t *testing.T) {
 	for _, agreed := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
@@ -125,7 +125,7 @@ func TestAskMeanwhile(t *testing.T) {
 			s.Stop(0)
 			synctest.Wait()
 			began := time.Now()
-			if got := s.life.ask("terminated", nil); got != agreed || time.Since(began) != time.Second {
+			if got := s.life.tryBegin("terminated", nil); got != agreed || time.Since(began) != time.Second {
 				t.Errorf("ask returned %v after %v, want %v", got, time.Since(began), agreed)
 			}
 			if got := s.Phase() != PhaseServing; got != agreed {

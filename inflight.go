@@ -17,37 +17,38 @@ import (
 	"github.com/seed-121bbccf/graceful/internal/deadline"
 )
 
-// ErrDraining is what InFlight.Add returns once a Wait has begun.
+// ErrDraining is the error of InFlight.Add once a Wait has begun.
 var ErrDraining = errors.New("graceful: draining, nothing new is admitted")
 
 // An InFlight counts the requests, or any other work, that a shutdown has to
-// wait for. Unlike a sync.WaitGroup it may be added to while somebody waits:
-// then it refuses. The zero value is ready for use; an InFlight must not be
-// copied, and its fields must not change once it is in use. All methods may
-// be called concurrently.
+// wait for. Unlike a sync.WaitGroup, it refuses what is added once a Wait has
+// begun. The zero value is ready for use. An InFlight must not be copied, and its
+// fields must not change once it is in use. All methods may be called
+// concurrently.
 //
-// It works under any http.Server. Under a Server of this package, which
-// waits for its requests by itself, it adds numbers for a dashboard and the
-// pace at which long-running requests are released.
+// It works with any http.Server. A Server of this package waits for its requests
+// without it. There, an InFlight adds counts for a dashboard, and releases
+// long-running requests one after the other.
 type InFlight struct {
-	// LongRunning reports, before its handler is called, whether a request has
-	// no end of its own. Handler counts such requests apart, and those that
-	// turn out to have none: see Handler. Nil means DefaultLongRunning.
+	// LongRunning reports, before the handler is called, whether a request is
+	// long-running: its handler does not return before the client or the server
+	// ends it. Handler counts such requests separately, and hijacked ones as well.
+	// Nil means DefaultLongRunning.
 	LongRunning func(*http.Request) bool
 
-	// Exempt reports whether a request is served even while draining. It is
-	// then not counted: probes that never cease do not hold up a Wait. Nil
-	// means DefaultExempt.
+	// Exempt reports whether a request is served even while draining. Such a
+	// request is not counted, so that probes do not prolong a Wait. Nil means
+	// DefaultExempt.
 	Exempt func(*http.Request) bool
 
-	// RetryAfter is what a refused client is told to wait, in whole seconds,
-	// rounded up. Zero means 1 s.
+	// RetryAfter is sent to refused clients as the Retry-After header, in whole
+	// seconds, rounded up. Zero and negative mean 1 s.
 	RetryAfter time.Duration
 
-	// Refused writes the answer to a refused request. Retry-After,
-	// Connection: close and X-Content-Type-Options: nosniff are set when it
-	// is called. Nil means 503 and one line of text, or JSON for a client
-	// that asks for that.
+	// Refused writes the response to a refused request. The headers Retry-After,
+	// Connection: close and X-Content-Type-Options: nosniff are set before it is
+	// called. Nil means 503 with one line of text, or with JSON if the request's
+	// Accept header asks for that.
 	Refused http.Handler
 
 	// ReleaseWindow is the time over which the long-running requests are
@@ -56,19 +57,19 @@ type InFlight struct {
 	ReleaseWindow time.Duration
 
 	// ReleaseRate is the least number of long-running requests that are
-	// released per second: a few of them need less than ReleaseWindow. Zero
-	// or less means 200.
+	// released per second, so that the release of a few requests takes less than
+	// ReleaseWindow. Zero and negative mean 200.
 	ReleaseRate float64
 
-	requests counter.Counter // answered, or added by Add and done
-	outlived counter.Gauge   // handlers whose request a RequestTimeout has answered
+	requests counter.Counter // requests and calls of Add in flight
+	outlived counter.Gauge   // handlers that run after a RequestTimeout has answered
 	long     longRunning
 }
 
-// Add counts n more in flight. While nothing waits it always succeeds; once
-// Wait, WaitContext, WaitHandlers or WaitLongRunning has begun, n > 0 is
-// refused with ErrDraining, for good, also after the count has reached zero.
-// A negative n is as many calls of Done; 0 does nothing.
+// Add counts n more in flight. Once Wait, WaitContext, WaitHandlers or
+// WaitLongRunning has been called, Add counts nothing and returns ErrDraining if
+// n > 0, also after the count has reached zero. Before, it returns nil. A
+// negative n is the same as -n calls of Done; 0 does nothing.
 func (f *InFlight) Add(n int) error {
 	if n <= 0 {
 		f.done(-n)
@@ -89,35 +90,36 @@ func (f *InFlight) done(n int) {
 	}
 }
 
-// Count returns how many are in flight: requests that Handler has let in and
-// that are not yet answered, long-running ones excepted, and what Add has
-// added. While requests come and go it may be off by those that are just
-// then doing so.
+// Count returns how many requests and calls of Add are in flight: requests that
+// Handler has admitted and that are not answered yet, without long-running ones,
+// and what Add has counted. Requests that begin or end during the call may or may
+// not be counted.
 func (f *InFlight) Count() int { return int(max(0, f.requests.Sum())) }
 
-// Handlers returns how many handlers have not returned: Count, and those
-// whose request a RequestTimeout with this InFlight has answered over their
-// heads.
+// Handlers returns how many handlers have not returned: Count, and the handlers
+// that run although a RequestTimeout with this InFlight has answered their
+// requests.
 func (f *InFlight) Handlers() int { return f.Count() + f.outlived.Count() }
 
-// LongRunningCount returns how many long-running requests Handler has let in
-// and not yet released.
+// LongRunningCount returns how many long-running requests Handler has admitted
+// and not released.
 func (f *InFlight) LongRunningCount() int { return f.long.Count() }
 
-// Wait refuses whatever is added from now on and blocks until the count is
-// zero. Any number of Waits may run at once; one that comes later returns at
-// once when the count is zero. It does not wait for long-running requests:
-// these are told, by Draining, and WaitLongRunning waits for them.
+// Wait makes the InFlight refuse new requests and calls of Add, and blocks until
+// the count is zero. It may be called repeatedly and concurrently; it returns at
+// once if the count is zero. Wait closes the channel that Draining returns for the
+// contexts of long-running requests, but does not wait for them; WaitLongRunning
+// does.
 func (f *InFlight) Wait() { f.WaitContext(context.Background()) }
 
-// WaitContext is Wait, but gives up when ctx is done, and then returns its
-// error. What was begun is not undone: Add goes on refusing.
+// WaitContext is like Wait, but returns ctx's error if ctx ends first. New
+// requests and calls of Add are still refused then.
 func (f *InFlight) WaitContext(ctx context.Context) error {
 	return await(ctx, f.drain())
 }
 
-// WaitHandlers is WaitContext, but waits also for handlers that go on after
-// their request has been answered.
+// WaitHandlers is like WaitContext, but also waits for the handlers that run
+// although a RequestTimeout with this InFlight has answered their requests.
 func (f *InFlight) WaitHandlers(ctx context.Context) error {
 	if err := await(ctx, f.drain()); err != nil {
 		return err
@@ -125,36 +127,37 @@ func (f *InFlight) WaitHandlers(ctx context.Context) error {
 	return await(ctx, f.outlived.Reached())
 }
 
-// WaitLongRunning refuses whatever is added from now on, tells the
-// long-running requests by Draining, and blocks until the last of them has
-// been released. It sets the pace: those n that there are leave over
-// ReleaseWindow, or faster if that were less than ReleaseRate, each when its
-// handler has returned and its turn has come. When ctx is done it returns
-// ctx's error, and what is left is released without waiting.
+// WaitLongRunning makes the InFlight refuse new requests and calls of Add, closes
+// the channel that Draining returns for the contexts of long-running requests, and
+// blocks until the last of those requests has been released. A request is released
+// when its handler has returned and its turn has come. The turns are spread evenly
+// over ReleaseWindow, or closer together if they would come at less than
+// ReleaseRate. If ctx ends first, WaitLongRunning returns ctx's error, and the
+// remaining requests are released as soon as their handlers return.
 func (f *InFlight) WaitLongRunning(ctx context.Context) error {
 	f.drain()
 	return f.long.wait(ctx, f.ReleaseWindow, f.ReleaseRate)
 }
 
-// Handler returns a handler that counts each request for as long as next
-// serves it, and refuses new ones with 503 once a Wait has begun. A
-// long-running request is counted apart; when the server is shutting down, it
-// is held for its turn after next has returned. Place it outside of a
-// RequestTimeout to count requests until they are answered.
+// Handler returns a handler that counts each request while next serves it, and
+// refuses new requests with 503 once a Wait has begun. Long-running requests are
+// counted separately. While the server shuts down, the return of their handlers
+// is delayed until their turn to be released. Put Handler outside of a
+// RequestTimeout, so that requests are counted until they are answered.
 //
-// A request that asks to switch protocols (HTTP/1's Upgrade, CONNECT) and whose
-// connection is then hijacked is long-running from the hijack on. The hijack is
-// noticed in the ResponseWriter that next gets: calling the Hijack method of a
-// writer that was unwrapped from it is not noticed.
+// If a request asks to switch protocols (HTTP/1's Upgrade, CONNECT) and its
+// connection is hijacked, it is long-running from then on. Handler sees the hijack
+// if next calls Hijack on its ResponseWriter or on an http.ResponseController of
+// that, but not if it calls Hijack on a writer that it has got by Unwrap.
 func (f *InFlight) Handler(next http.Handler) http.Handler { return f.handler(next) }
 
-// DefaultLongRunning reports whether r says of itself that it has no end: a
-// WebSocket upgrade (over HTTP/2 an extended CONNECT, RFC 8441), a client that
-// accepts text/event-stream, and anything below /debug/pprof/. InFlight goes by
-// it unless it is told otherwise.
+// DefaultLongRunning reports whether r is of a kind that usually does not end by
+// itself: a WebSocket upgrade (over HTTP/2 an extended CONNECT, RFC 8441), a
+// request that accepts text/event-stream, or one for a path below /debug/pprof/.
+// InFlight uses it if LongRunning is nil.
 //
-// All of that is the client's choice. RequestTimeout and RequestDeadline do
-// not go by it.
+// Clients choose what they send. Therefore RequestTimeout and RequestDeadline,
+// which must not be evaded, do not use it.
 func DefaultLongRunning(r *http.Request) bool {
 	return strings.HasPrefix(r.URL.Path, "/debug/pprof/") ||
 		hasToken(r.Header["Upgrade"], "websocket") && hasToken(r.Header["Connection"], "upgrade") ||
@@ -162,9 +165,8 @@ func DefaultLongRunning(r *http.Request) bool {
 		hasToken(r.Header["Accept"], "text/event-stream")
 }
 
-// DefaultExempt reports whether r asks for one of the places that must go on
-// answering whatever the rest of the server does: /healthz, /livez, /readyz
-// and /metrics, and what is below them.
+// DefaultExempt reports whether r is for a path that should be served during a
+// drain as well: /healthz, /livez, /readyz, /metrics, or a path below one of them.
 func DefaultExempt(r *http.Request) bool {
 	for _, p := range [...]string{"/healthz", "/livez", "/readyz", "/metrics"} {
 		if rest, ok := strings.CutPrefix(r.URL.Path, p); ok && (rest == "" || rest[0] == '/') {
@@ -174,16 +176,16 @@ func DefaultExempt(r *http.Request) bool {
 	return false
 }
 
-// drain closes the doors and returns a channel that closes when the count is
-// zero.
+// drain makes f refuse new requests, and returns a channel that is closed when the
+// count is zero.
 func (f *InFlight) drain() <-chan struct{} {
 	zero := f.requests.Close()
 	f.long.drain()
 	return zero
 }
 
-// await blocks until ch is closed, or is nil, and returns nil, or until ctx
-// is done, and returns its error. Of both it prefers ch.
+// await waits until ch is closed and returns nil, or until ctx ends and returns
+// its error. It returns nil if both are so, and if ch is nil.
 func await(ctx context.Context, ch <-chan struct{}) error {
 	if ch == nil {
 		return nil
@@ -212,8 +214,8 @@ func (f *InFlight) handler(next http.Handler) *inFlightHandler {
 	return h
 }
 
-// serverHandler is Handler for the Server that f belongs to: its connections
-// know of any hijack, and tell f by hijacked.
+// serverHandler is Handler for the Server that f belongs to. The Server reports
+// hijacks to f by hijacked.
 func (f *InFlight) serverHandler(next http.Handler) http.Handler {
 	h := f.handler(next)
 	h.ofServer = true
@@ -252,7 +254,7 @@ func (h *inFlightHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.serveUpgrade(w, r, s)
 		return
 	}
-	// In the same shard, which is the fastest.
+	// In the shard that Add used, which is the fastest.
 	defer h.f.requests.Done(s, 1)
 	h.next.ServeHTTP(w, r)
 }
@@ -275,8 +277,8 @@ func (h *inFlightHandler) serveLong(w http.ResponseWriter, r *http.Request, drai
 	h.next.ServeHTTP(w, inner)
 }
 
-// withDraining returns r with a context in which Draining finds that channel,
-// or r if it finds a server's there.
+// withDraining returns r with a context for which Draining returns draining. It
+// returns r itself if Draining finds a server's channel in its context.
 func withDraining(r *http.Request, draining <-chan struct{}) *http.Request {
 	ctx := r.Context()
 	if Draining(ctx) != nil {
@@ -298,8 +300,8 @@ func (h *inFlightHandler) serveOn(c *httpConn, w http.ResponseWriter, r *http.Re
 	h.next.ServeHTTP(w, r)
 }
 
-// hijacked makes the request in progress on c, if f counts it, a long-running
-// one.
+// hijacked counts the request in progress on c as long-running from now on, if f
+// counts it.
 func (f *InFlight) hijacked(c *httpConn) {
 	if s := c.counted.Swap(nil); s != nil {
 		f.long.force()
@@ -317,7 +319,7 @@ func mayHijack(r *http.Request) bool {
 // serveUpgrade serves r, which is counted in s and may be hijacked.
 func (h *inFlightHandler) serveUpgrade(w http.ResponseWriter, r *http.Request, s *counter.Shard) {
 	u := &upgradeWriter{ResponseWriter: w, f: h.f, counted: s}
-	inner := withDraining(r, h.f.long.told())
+	inner := withDraining(r, h.f.long.drainChan())
 	defer func() {
 		deadline.HandBack(r, inner)
 		if u.end() {
@@ -334,7 +336,7 @@ type upgradeWriter struct {
 	f *InFlight
 
 	mu      sync.Mutex     // guards counted
-	counted *counter.Shard // where f counts the request; nil once it is long-running, or over
+	counted *counter.Shard // where f counts the request; nil once it is long-running or done
 }
 
 func (w *upgradeWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
@@ -381,13 +383,13 @@ func (h *inFlightHandler) refuse(w http.ResponseWriter, r *http.Request) {
 	h.f.Refused.ServeHTTP(w, r)
 }
 
-// longRunning counts the requests without an end, and lets them go at a pace
-// when the server shuts down.
+// longRunning counts the long-running requests, and spreads their release over a
+// time when the server shuts down.
 type longRunning struct {
 	mu       sync.Mutex    // guards what follows
 	draining chan struct{} // nil until needed; closed once drain was called
 	drained  bool          // draining is closed
-	hurry    chan struct{} // nil until the pace is set; closed when a Wait's context ended
+	hurry    chan struct{} // nil until interval is set; closed when a Wait's context ended
 	hurried  bool          // hurry is closed
 	interval time.Duration // between two releases
 	turn     time.Time     // the earliest time of the next release
@@ -395,8 +397,8 @@ type longRunning struct {
 	counter.Gauge
 }
 
-// add counts one more and returns the channel that tells it of a drain, or
-// reports that there is one already.
+// add counts one more request and returns its draining channel. If that is closed
+// already, it counts nothing and reports false.
 func (l *longRunning) add() (draining <-chan struct{}, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -408,15 +410,15 @@ func (l *longRunning) add() (draining <-chan struct{}, ok bool) {
 	return l.draining, true
 }
 
-// told returns the channel that tells of a drain.
-func (l *longRunning) told() <-chan struct{} {
+// drainChan returns the channel that is closed by drain.
+func (l *longRunning) drainChan() <-chan struct{} {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.makeDrainingLocked()
 	return l.draining
 }
 
-// force counts one more even while draining.
+// force counts one more request, also while draining.
 func (l *longRunning) force() { l.Gauge.Add(1) }
 
 func (l *longRunning) makeDrainingLocked() {
@@ -435,7 +437,7 @@ func (l *longRunning) drain() {
 	}
 }
 
-// setPaceLocked fixes, when first called, how far apart releases are.
+// setPaceLocked sets interval and the first turn, when it is called first.
 func (l *longRunning) setPaceLocked(window time.Duration, rate float64) {
 	if l.hurry != nil {
 		return
@@ -453,14 +455,14 @@ func (l *longRunning) setPaceLocked(window time.Duration, rate float64) {
 	l.turn = time.Now()
 }
 
-// release counts one less; first, if its server is draining, it waits for
-// its turn, unless the client has gone or the time is up.
+// release counts one request less. If the server is draining, it first waits for
+// the request's turn, until ctx ends or hurry is closed.
 func (l *longRunning) release(ctx context.Context, window time.Duration, rate float64) {
 	defer l.Gauge.Add(-1)
 	l.mu.Lock()
 	draining := l.drained
 	select {
-	case <-Draining(ctx): // it may be the server's channel, not ours
+	case <-Draining(ctx): // the server's channel, or l.draining
 		draining = true
 	default:
 	}
@@ -471,8 +473,8 @@ func (l *longRunning) release(ctx context.Context, window time.Duration, rate fl
 	l.setPaceLocked(window, rate)
 	now := time.Now()
 	if l.turn.Before(now) {
-		// Turns that nobody took are lost. Were they kept, handlers that all
-		// return late would all go at once.
+		// A turn that no handler took is lost. Otherwise handlers that all return
+		// late would all be released at once.
 		l.turn = now
 	}
 	wait := l.turn.Sub(now)
@@ -508,11 +510,11 @@ func (l *longRunning) wait(ctx context.Context, window time.Duration, rate float
 	return err
 }
 
-// refuse answers a request that this process will not serve, because it is
-// shutting down: 503, with the seconds after which to come again (rounded
-// up; 1 if retryAfter is not positive), on a connection that is then closed,
-// so that the next attempt is a new connection and can find somebody else.
-// Over HTTP/2 net/http turns Connection: close into a GOAWAY.
+// refuse answers a request with 503, because the server is starting or shutting
+// down. Retry-After is retryAfter in whole seconds, rounded up, and 1 if
+// retryAfter is not positive. Connection: close makes the client open a new
+// connection for its next attempt, which a load balancer can route elsewhere. Over
+// HTTP/2 net/http turns Connection: close into a GOAWAY.
 func refuse(w http.ResponseWriter, r *http.Request, retryAfter time.Duration, reason string) {
 	setRefusalHeader(w.Header(), retryAfter)
 	writeError(w, r, http.StatusServiceUnavailable, reason)
@@ -534,10 +536,10 @@ func writeError(w http.ResponseWriter, r *http.Request, code int, reason string)
 	writeErrorAs(w, r.Header["Accept"], code, reason)
 }
 
-// writeErrorAs is writeError for a request with that Accept header.
+// writeErrorAs is writeError for a request with the Accept header accept.
 func writeErrorAs(w http.ResponseWriter, accept []string, code int, reason string) {
 	h := w.Header()
-	// What an outer handler has said about the answer that now is not given.
+	// An outer handler may have set headers for the response that it expected.
 	h.Del("Content-Encoding")
 	h.Del("Etag")
 	h.Del("Last-Modified")
@@ -557,7 +559,7 @@ func writeErrorAs(w http.ResponseWriter, accept []string, code int, reason strin
 	body = append(body, '\n')
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(code)
-	w.Write(body) // an error here is the client's loss: there is no other way to tell it
+	w.Write(body) // an error cannot be reported to the client in another way
 }
 
 // wantsJSON reports whether an Accept header names JSON (application/json or a
@@ -592,8 +594,8 @@ func zeroQuality(params string) bool {
 	return false
 }
 
-// hasToken reports whether one of the comma-separated lists in values has
-// token, whatever its case and its parameters, unless these say q=0.
+// hasToken reports whether one of the comma-separated lists in values contains
+// token, in any case and with any parameters except q=0.
 func hasToken(values []string, token string) bool {
 	for _, list := range values {
 		for len(list) >= len(token) {

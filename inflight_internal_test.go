@@ -85,8 +85,8 @@ func TestLongRunningPace(t *testing.T) {
 	}
 }
 
-// Turns that nobody took are not made up for: handlers that return late do
-// not all leave at once.
+// Turns that no handler took are lost: handlers that return late are not all
+// released at once.
 func TestLongRunningLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := InFlight{ReleaseWindow: time.Second, ReleaseRate: 1}
@@ -129,8 +129,8 @@ func TestLongRunningBounded(t *testing.T) {
 	})
 }
 
-// Under a Server nobody has to call anything: its Draining is enough, and its
-// kill, which ends the requests' contexts, ends the pace.
+// Under a Server the application calls nothing: InFlight follows its Draining, and
+// a kill, which ends the requests' contexts, releases all.
 func TestLongRunningUnderServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &InFlight{ReleaseWindow: time.Minute, ReleaseRate: 1}

@@ -243,8 +243,8 @@ func TestKubernetesWaitGroup(t *testing.T) {
 	}
 }
 
-// TestWithRetryAfter and TestWithWatchTerminationDuringShutdown: who is served
-// before and while nothing new is admitted. There a refusal is 429, and requests
+// TestWithRetryAfter and TestWithWatchTerminationDuringShutdown: which requests are
+// served before and while nothing new is admitted. There a refusal is 429, and requests
 // of the apiserver to itself are exempt; here it is 503, and Exempt decides.
 func TestKubernetesRetryAfter(t *testing.T) {
 	type result struct {

@@ -231,9 +231,9 @@ func TestInFlightHandler(t *testing.T) {
 	})
 }
 
-// A request that is upgraded, whatever to, is long-running from the hijack on:
-// no Wait waits for it, and it hears of the drain. A client that only asks for
-// an upgrade changes nothing.
+// A request that is upgraded to any protocol is long-running from the hijack on:
+// Wait does not wait for it, and its Draining is closed. A client that only asks
+// for an upgrade changes nothing.
 func TestInFlightHijack(t *testing.T) {
 	for request, recognised := range map[string]bool{
 		"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n":            true,
@@ -439,7 +439,7 @@ type lateComer struct {
 }
 
 // The two modes of the Kubernetes apiserver: with RetryAfter the listener stays
-// open until what was in flight is answered, and who comes late is refused
+// open until the requests in flight are answered, and new requests are refused
 // with an answer; without it the listener is closed first.
 func TestRetryAfter(t *testing.T) {
 	for _, retryAfter := range []time.Duration{0, 1500 * time.Millisecond} {

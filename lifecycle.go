@@ -13,54 +13,55 @@ import (
 	"time"
 )
 
-// ErrKilled is the cause (context.Cause) of the contexts of requests that were
-// in progress when the shutdown's time was over, and what Shutdown's error
-// wraps then.
+// ErrKilled says that the time for the shutdown was over before every request
+// was answered. It is the cause (context.Cause) of the contexts of the requests
+// that were in progress then, and Shutdown's error wraps it.
 var ErrKilled = errors.New("graceful: killed: the time for the shutdown is over")
 
-// errServed is what a second life is refused with.
+// errServed is returned by the methods that serve, once a server that has served
+// is stopped or stopping. It wraps http.ErrServerClosed.
 var errServed = fmt.Errorf("graceful: the server has been stopped and can't serve again: %w", http.ErrServerClosed)
 
-// errNotServed says that a stop came before anything was served.
+// errNotServed says that the server was stopped before it served.
 var errNotServed = errors.New("graceful: stopped before it served")
 
-// A protocol is what a lifecycle doesn't know: what is spoken on its
-// connections. Of its methods only beforeShutdown may block.
+// A protocol is the part of a server that depends on the protocol of its
+// connections: HTTP (httpProtocol), or any other (anyProtocol). Of its methods
+// only beforeShutdown may block.
 type protocol interface {
-	// config returns what the lifecycle goes by. It is asked once.
+	// config returns the lifecycle's configuration. It is called once.
 	config() lifeConfig
 
 	// beforeShutdown reports whether a shutdown may begin.
 	beforeShutdown() bool
 
 	// interrupted is called with true before beforeShutdown, or before a
-	// shutdown that does not ask, and with false when beforeShutdown has
-	// refused. It is called with the lifecycle's mutex held.
+	// shutdown that begins without calling beforeShutdown. It is called with false
+	// when beforeShutdown has refused. The lifecycle's mutex is held.
 	interrupted(bool)
 
-	// beginDelay is the first moment of the shutdown: the phase is entered
-	// next. It is called with the lifecycle's mutex held.
+	// beginDelay is called when the shutdown begins, just before PhaseDelaying
+	// is entered. The lifecycle's mutex is held.
 	beginDelay()
 
-	beginDrain() // the listeners have been told to stop
-	runHooks()   // the listeners are closed, or stay open for longer than hooksLatest
-	beginKill()  // before any connection is closed
+	beginDrain() // called when the listeners have been told to stop
+	runHooks()   // called when the listeners are closed, hooksLatest into the drain at the latest
+	beginKill()  // called before any connection is closed
 
-	// finishRequests comes in PhaseDraining, before any connection is told to
-	// end. It refuses new requests, and returns a channel that is closed when
-	// those in progress are answered or ctx ends; nil if the listeners are not
-	// to be kept open for that.
+	// finishRequests is called in PhaseDraining, before any connection is told
+	// to end. If the listeners are to stay open until the requests in progress
+	// are answered, it refuses new requests and returns a channel that is closed
+	// when that is done or ctx ends. Otherwise it returns nil.
 	finishRequests(ctx context.Context) <-chan struct{}
 
-	// finish cleans up, and says how HTTP/2 clients were told to leave. left
-	// is how many hijacked connections were not waited for.
+	// finish cleans up and returns Report.HTTP2. left is how many hijacked
+	// connections were not waited for.
 	finish(m *manager, left int) string
 
-	// requests lists those in progress on a connection.
+	// requests returns the requests in progress on a connection.
 	requests(*conn) []requestLine
 
-	// streams is how many requests are in progress on connections that
-	// carry several.
+	// streams returns how many requests are in progress on HTTP/2 connections.
 	streams() int
 
 	logf(format string, args ...any)
@@ -79,30 +80,32 @@ type lifecycle struct {
 
 	phase atomic.Int32
 
-	draining chan struct{} // closed at the first moment of the shutdown
-	drained  chan struct{} // closed when the manager drains
-	sealed   chan struct{} // closed when the last listener is, while draining
+	draining chan struct{} // closed when the shutdown begins
+	drained  chan struct{} // closed when the manager has begun to drain
+	sealed   chan struct{} // closed when the last listener is closed during the drain
 	killing  chan struct{} // closed by kill
-	stopped  chan struct{} // closed at the end
+	stopped  chan struct{} // closed when the shutdown is over
 
-	// newTimeout says that timeout was changed; holds one value at the most.
+	// newTimeout tells drain that timeout was changed. It holds one value at
+	// most.
 	newTimeout chan struct{}
 
 	once sync.Once // init
 
-	mu        sync.Mutex // guards what follows
-	cfg       lifeConfig // what p.config said; zero before the first listener
-	m         *manager   // nil before the first listener
-	listeners []*listener
-	bound     []net.Addr    // of all listeners there have been
-	served    bool          // there has been a listener
-	asking    chan struct{} // closed when beforeShutdown has returned; nil unless it runs
-	timeout   time.Duration
-	killed    string // why
-	letGo     func() // stops catching signals; nil if none are caught
-	joined    bool   // a Group has the signals and calls the delay
+	mu          sync.Mutex    // guards what follows
+	cfg         lifeConfig    // from p.config; zero before the first listener
+	m           *manager      // nil before the first listener
+	listeners   []*listener   // those that still accept
+	bound       []net.Addr    // the addresses of all listeners, closed ones included
+	served      bool          // a listener was admitted
+	asking      chan struct{} // closed when beforeShutdown has returned; nil unless it runs
+	timeout     time.Duration
+	killed      string // why kill was called; "" before
+	stopSignals func() // stops catching signals; nil if none are caught
+	joined      bool   // a Group catches the signals and decides on the delay
 
-	// hold keeps the delay from ending; nil if nothing does. No values sent.
+	// hold keeps the delay from ending until it is closed; nil if the delay ends
+	// by itself. No values are sent.
 	hold     chan struct{}
 	report   Report
 	phaseAt  time.Time // when the phase began
@@ -126,9 +129,9 @@ func (lc *lifecycle) init(p protocol) {
 
 func (lc *lifecycle) Phase() Phase { return Phase(lc.phase.Load()) }
 
-// open returns the manager to accept for. It reports an error that says why
-// there is nothing to accept any more; errNotServed if a stop came before
-// anything was served.
+// open returns the manager for a new listener, and starts it if it is the first.
+// Once a shutdown has begun, it returns errServed, or errNotServed if the server
+// had no listener.
 func (lc *lifecycle) open() (*manager, error) {
 	lc.mu.Lock()
 	defer lc.mu.Unlock()
@@ -146,7 +149,7 @@ func (lc *lifecycle) open() (*manager, error) {
 	return lc.m, nil
 }
 
-// refusal reports why there is nothing to accept any more, as open does.
+// refusal returns the error with which open would refuse a listener now, or nil.
 func (lc *lifecycle) refusal() error {
 	lc.mu.Lock()
 	defer lc.mu.Unlock()
@@ -163,8 +166,8 @@ func (lc *lifecycle) refusalLocked() error {
 	return errNotServed
 }
 
-// admit takes a listener in. It refuses as open does, for a shutdown may have
-// begun since.
+// admit adds a listener. It returns open's errors too, because the shutdown may
+// have begun after open.
 func (lc *lifecycle) admit(l *listener) error {
 	lc.mu.Lock()
 	defer lc.mu.Unlock()
@@ -177,18 +180,19 @@ func (lc *lifecycle) admit(l *listener) error {
 	return nil
 }
 
-// release takes note that l accepts no more. It waits for the drain, if that is
-// about to begin and l is the last listener.
+// release closes l and removes it when no Accept of it is under way. If l is the
+// last listener of a drain, release tells the manager, for which it may wait
+// until the manager has begun to drain.
 func (lc *lifecycle) release(l *listener) {
 	err := l.Close()
 	if l.accepts.Load() > 0 {
-		return // the last of them comes here
+		return // the last Accept to return calls release
 	}
 	lc.mu.Lock()
 	i := slices.Index(lc.listeners, l)
 	if i < 0 {
 		lc.mu.Unlock()
-		return // a second time
+		return // released already
 	}
 	lc.listeners = slices.Delete(lc.listeners, i, i+1)
 	last := len(lc.listeners) == 0 && lc.Phase() >= PhaseDraining
@@ -206,7 +210,8 @@ func (lc *lifecycle) release(l *listener) {
 	}
 }
 
-// seal tells the manager, once it drains, that no connection comes any more.
+// seal waits until the manager drains, and tells it that no more connections
+// come.
 func (lc *lifecycle) seal() {
 	<-lc.drained
 	close(lc.sealed)
@@ -214,31 +219,31 @@ func (lc *lifecycle) seal() {
 	m.signal(m.sealed)
 }
 
-// catch catches signals until the end.
+// catch makes signals begin and kill the shutdown, until the shutdown is over.
 func (lc *lifecycle) catch() {
 	lc.mu.Lock()
 	defer lc.mu.Unlock()
-	if lc.letGo != nil || lc.joined || lc.Phase() != PhaseServing {
+	if lc.stopSignals != nil || lc.joined || lc.Phase() != PhaseServing {
 		return
 	}
-	lc.letGo = catchSignals(
-		func(sig os.Signal) bool { return lc.ask(sig.String(), nil) },
+	lc.stopSignals = catchSignals(
+		func(sig os.Signal) bool { return lc.tryBegin(sig.String(), nil) },
 		func(sig os.Signal) { lc.kill("second signal: " + sig.String()) })
 }
 
-// ask begins the shutdown unless the protocol has something against it. It
-// reports whether one is under way. A timeout that is not nil takes the place
-// of the configured one.
+// tryBegin begins the shutdown unless p.beforeShutdown refuses. It reports
+// whether a shutdown is under way. A timeout that is not nil replaces the
+// configured one.
 //
-// The protocol is asked once at a time: who asks meanwhile waits for the same
-// answer.
-func (lc *lifecycle) ask(reason string, timeout *time.Duration) bool {
+// There is one call of beforeShutdown at a time. Concurrent calls of tryBegin
+// wait for it and share its result.
+func (lc *lifecycle) tryBegin(reason string, timeout *time.Duration) bool {
 	lc.mu.Lock()
 	if asking := lc.asking; asking != nil && lc.Phase() == PhaseServing {
 		lc.mu.Unlock()
 		select {
 		case <-asking:
-		case <-lc.draining: // by one that does not ask
+		case <-lc.draining: // begun by begin
 		}
 		lc.mu.Lock()
 		defer lc.mu.Unlock()
@@ -257,8 +262,8 @@ func (lc *lifecycle) ask(reason string, timeout *time.Duration) bool {
 	lc.asking = asking
 	lc.p.interrupted(true)
 	lc.mu.Unlock()
-	// A panic in the callback is the program's end or somebody's recover; the
-	// latter finds a server that can be asked again.
+	// Deferred, so that tryBegin can be called again if beforeShutdown panics and
+	// the program recovers.
 	defer func() {
 		lc.mu.Lock()
 		if lc.asking = nil; lc.Phase() == PhaseServing {
@@ -268,15 +273,16 @@ func (lc *lifecycle) ask(reason string, timeout *time.Duration) bool {
 		close(asking)
 	}()
 	if lc.p.beforeShutdown() {
-		lc.order(reason, timeout)
+		lc.begin(reason, timeout)
 	} else {
-		lc.p.logf("shutdown refused by BeforeShutdown: %s", reason)
+		lc.p.logf("shutdown (%s) refused by BeforeShutdown", reason)
 	}
 	return lc.Phase() != PhaseServing
 }
 
-// order begins the shutdown, if none has begun.
-func (lc *lifecycle) order(reason string, timeout *time.Duration) {
+// begin begins the shutdown, if none has begun, and ends the delay of beginHeld.
+// A timeout that is not nil replaces the configured one.
+func (lc *lifecycle) begin(reason string, timeout *time.Duration) {
 	lc.mu.Lock()
 	defer lc.mu.Unlock()
 	lc.setTimeoutLocked(timeout)
@@ -287,22 +293,22 @@ func (lc *lifecycle) order(reason string, timeout *time.Duration) {
 	lc.beginLocked(reason)
 }
 
-// join gives the signals and the delay to a Group. It panics if it is too late
-// for that.
+// join leaves the signals and the delay to a Group. It panics if the lifecycle
+// belongs to a Group, has served or was stopped.
 func (lc *lifecycle) join() {
 	lc.mu.Lock()
 	defer lc.mu.Unlock()
 	switch {
 	case lc.joined:
-		panic("graceful: Group.Add of what belongs to a Group already")
+		panic("graceful: Group.Add of a server that belongs to a Group already")
 	case lc.served || lc.Phase() != PhaseServing:
-		panic("graceful: Group.Add of what serves already, or has been stopped")
+		panic("graceful: Group.Add of a server that serves already, or was stopped")
 	}
 	lc.joined = true
 }
 
-// beginHeld begins the shutdown with a delay that lasts until somebody else
-// orders the shutdown.
+// beginHeld begins the shutdown with a delay that lasts until begin or kill is
+// called.
 func (lc *lifecycle) beginHeld(reason string) {
 	lc.mu.Lock()
 	defer lc.mu.Unlock()
@@ -312,13 +318,13 @@ func (lc *lifecycle) beginHeld(reason string) {
 	}
 }
 
-// beginLocked begins the shutdown, if none has begun.
+// beginLocked enters PhaseDelaying and starts shutDown, if no shutdown has begun.
 func (lc *lifecycle) beginLocked(reason string) {
 	if lc.Phase() != PhaseServing {
 		return
 	}
 	lc.p.interrupted(true)
-	lc.p.beginDelay() // who sees the phase finds everything in it
+	lc.p.beginDelay() // before the phase, so that a reader of the phase finds it done
 	if lc.m != nil {
 		lc.m.shutting.Store(true)
 	}
@@ -329,12 +335,12 @@ func (lc *lifecycle) beginLocked(reason string) {
 	go lc.shutDown(reason)
 }
 
-// setTimeoutLocked replaces the timeout: the configured one before the
-// shutdown. One that is under way can be told to hurry, not to take longer.
+// setTimeoutLocked replaces the timeout, unless t is nil. During a shutdown the
+// timeout can only be shortened.
 //
-// The shortest is kept, for the drain may come to know of several at once. It
-// does no harm later, when it is asked for by another: counted from then it
-// would end after it already has.
+// The shortest is kept, because drain may read the field after several calls.
+// drain counts a timeout from when it reads it, so reading the same one again
+// cannot make it end earlier.
 func (lc *lifecycle) setTimeoutLocked(t *time.Duration) {
 	if t == nil {
 		return
@@ -349,9 +355,10 @@ func (lc *lifecycle) setTimeoutLocked(t *time.Duration) {
 	}
 }
 
-// kill ends the shutdown now, and begins it if need be.
+// kill ends the shutdown now for the reason why, and begins it first if none has
+// begun. Of several calls the first counts.
 func (lc *lifecycle) kill(why string) {
-	lc.order(why, nil)
+	lc.begin(why, nil)
 	lc.mu.Lock()
 	defer lc.mu.Unlock()
 	if lc.killed == "" && lc.Phase() < PhaseKilling {
@@ -360,13 +367,14 @@ func (lc *lifecycle) kill(why string) {
 	}
 }
 
-// wait waits for the end and returns nil, or until ctx ends: then it kills,
-// and returns ctx's error.
+// wait waits until the shutdown is over. It returns an error that wraps ErrKilled
+// if connections were killed, or the first error of closing a listener. If ctx
+// ends first, wait kills and returns ctx's error.
 func (lc *lifecycle) wait(ctx context.Context) error {
 	select {
 	case <-lc.stopped:
 	case <-ctx.Done():
-		if isClosed(lc.stopped) { // select picks at random
+		if isClosed(lc.stopped) { // select picks at random if both are ready
 			break
 		}
 		lc.kill(fmt.Sprintf("the context of Shutdown: %v", context.Cause(ctx)))
@@ -381,7 +389,7 @@ func (lc *lifecycle) wait(ctx context.Context) error {
 	return lc.closeErr
 }
 
-// shutDown is the shutdown, from its first moment to its last.
+// shutDown runs the shutdown: the delay, the drain, and the report.
 func (lc *lifecycle) shutDown(reason string) {
 	lc.log.printf("shutdown initiated: %s", reason)
 
@@ -416,16 +424,16 @@ func (lc *lifecycle) shutDown(reason string) {
 		lc.drain(m, listeners)
 	} else {
 		lc.p.beginDrain()
-		lc.p.runHooks() // net/http calls the functions that wait for it, too
+		lc.p.runHooks() // net/http's Shutdown calls them without a listener, too
 	}
 
 	lc.mu.Lock()
 	lc.enterLocked(PhaseStopped)
-	letGo := lc.letGo
+	stopSignals := lc.stopSignals
 	left := lc.report.Left
 	lc.mu.Unlock()
-	if letGo != nil {
-		letGo()
+	if stopSignals != nil {
+		stopSignals()
 	}
 	if m != nil {
 		farewell := lc.p.finish(m, left)
@@ -438,12 +446,12 @@ func (lc *lifecycle) shutDown(reason string) {
 	close(lc.stopped)
 }
 
-// hooksLatest is how long after draining began the functions that wait for the
-// listeners' end are called at the latest.
+// hooksLatest is how long after draining began runHooks is called at the latest,
+// even if a listener is still open.
 const hooksLatest = time.Second
 
-// drain waits until m has nothing left, and kills what is left when the time
-// is over.
+// drain runs the drain, and returns when no connection is left in m. On the
+// timeout or a kill it closes the connections that are left.
 func (lc *lifecycle) drain(m *manager, listeners []*listener) {
 	start := statsOf(m.countFrom(), PhaseDraining, lc.p.streams())
 	lc.mu.Lock()
@@ -467,7 +475,7 @@ func (lc *lifecycle) drain(m *manager, listeners []*listener) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	sealed := lc.sealed
-	// A listener may wait for a slot in the limit that a hook is to set free.
+	// A listener may wait for a slot in the limit that only a hook frees.
 	late := time.NewTimer(hooksLatest)
 	defer late.Stop()
 	for {
@@ -484,8 +492,6 @@ func (lc *lifecycle) drain(m *manager, listeners []*listener) {
 			lc.note(m.last)
 			return
 		case <-lc.newTimeout:
-			// A drain that is under way can be told to hurry, not to
-			// take longer.
 			timeout.shorten(lc.currentTimeout())
 		case <-timeout.c:
 			lc.kill(fmt.Sprintf("timeout, %s after draining began", round(time.Since(timeout.began))))
@@ -504,8 +510,7 @@ func (lc *lifecycle) drain(m *manager, listeners []*listener) {
 	}
 }
 
-// endAccepting makes the manager drain and the listeners stop. What was there
-// before is counted before the drain changes it.
+// endAccepting makes the manager begin to drain and tells the listeners to stop.
 func (lc *lifecycle) endAccepting(m *manager, listeners []*listener) {
 	lc.mu.Lock()
 	m.timed.Store(lc.timeout > 0)
@@ -520,7 +525,8 @@ func (lc *lifecycle) endAccepting(m *manager, listeners []*listener) {
 	}
 }
 
-// currentTimeout returns what the drain's timeout is by now; 0 for none.
+// currentTimeout returns the drain's current timeout, 0 for none, and takes the
+// value out of newTimeout.
 func (lc *lifecycle) currentTimeout() time.Duration {
 	lc.mu.Lock()
 	defer lc.mu.Unlock()
@@ -539,8 +545,9 @@ func (lc *lifecycle) note(c census) {
 	r.Late, r.Finished, r.Idle, r.GaveUp, r.Left = c.late, c.finished, c.ended, c.gaveUp, c.left
 }
 
-// killLeft closes what is left. No method of a caller's type is called before the
-// connections are cut: what is asked of those comes after.
+// killLeft closes the connections that are left and reports them. Methods of
+// callers' types may block, so they are called only after every connection was
+// cut.
 func (lc *lifecycle) killLeft(m *manager) {
 	lc.enter(PhaseKilling)
 	lc.mu.Lock()
@@ -550,8 +557,8 @@ func (lc *lifecycle) killLeft(m *manager) {
 
 	left := m.abandon()
 	lc.note(m.last)
-	// What the connections are doing is looked at before their requests' contexts
-	// end: a handshake gives up at once when its context does.
+	// The connections' states are read before beginKill ends the contexts, because
+	// a TLS handshake returns as soon as its context ends.
 	now := time.Since(m.began)
 	killed := make([]KilledConn, 0, len(left))
 	cut := left[:0]
@@ -587,9 +594,9 @@ func (lc *lifecycle) killLeft(m *manager) {
 	}
 }
 
-// nameConns fills in the remote addresses of conns. A RemoteAddr that is not
-// package net's may block: it reads the header of the PROXY protocol first, say.
-// Those that do not answer in time stay without a name.
+// nameConns fills in the remote addresses of conns. The RemoteAddr of a caller's
+// type may block, for example because it reads the PROXY protocol's header first.
+// If it takes more than 100 ms, the address stays "unknown".
 func nameConns(conns []*conn, killed []KilledConn) {
 	const most = 100 * time.Millisecond
 	type name struct {
@@ -600,7 +607,7 @@ func nameConns(conns []*conn, killed []KilledConn) {
 	asked := 0
 	for i, c := range conns {
 		killed[i].RemoteAddr = "unknown"
-		if c.ours() {
+		if c.nonBlocking() {
 			killed[i].RemoteAddr = addrString(c.raw.RemoteAddr())
 			continue
 		}
@@ -622,8 +629,8 @@ func nameConns(conns []*conn, killed []KilledConn) {
 	}
 }
 
-// addrString is for addresses of connections that somebody else wrote, which
-// may have none.
+// addrString returns a's text, or "unknown" if a is nil: a caller's connection
+// may have no address.
 func addrString(a net.Addr) string {
 	if a == nil {
 		return "unknown"
@@ -631,7 +638,7 @@ func addrString(a net.Addr) string {
 	return a.String()
 }
 
-// enterLocked goes to the next phase, and says how long the last one was.
+// enterLocked enters the phase p and records how long the one before took.
 func (lc *lifecycle) enterLocked(p Phase) {
 	now := time.Now()
 	took := now.Sub(lc.phaseAt)
@@ -654,7 +661,7 @@ func (lc *lifecycle) enter(p Phase) {
 	lc.mu.Unlock()
 }
 
-// stats returns a live count.
+// stats counts the connections that are open now.
 func (lc *lifecycle) stats() Stats {
 	m := lc.manager()
 	s := Stats{Phase: lc.Phase()}
@@ -698,7 +705,7 @@ func (lc *lifecycle) manager() *manager {
 	return lc.m
 }
 
-// skipDelay makes a shutdown that has not begun begin without a delay.
+// skipDelay sets the delay of a shutdown that has not begun to 0.
 func (lc *lifecycle) skipDelay() {
 	lc.mu.Lock()
 	lc.cfg.delay = 0
@@ -711,7 +718,8 @@ func (lc *lifecycle) allAddrs() []net.Addr {
 	return slices.Clone(lc.bound)
 }
 
-// A drainTimer goes off when the drain has taken too long.
+// A drainTimer fires when the drain's timeout has passed. The zero value never
+// does.
 type drainTimer struct {
 	began time.Time
 	end   time.Time // zero: never
@@ -719,7 +727,8 @@ type drainTimer struct {
 	c     <-chan time.Time // nil: never
 }
 
-// shorten makes the timer go off in d, if that is earlier; d 0 is never.
+// shorten makes the timer fire after d, if that is earlier than before. It does
+// nothing if d is 0.
 func (t *drainTimer) shorten(d time.Duration) {
 	end := time.Now().Add(d)
 	if d <= 0 || !t.end.IsZero() && !end.Before(t.end) {

@@ -39,8 +39,8 @@ func TestStopBesideServe(t *testing.T) {
 	}
 }
 
-// TestHooksBeforeServe: who waits for the shutdown hears of one that came
-// before anything was served, as under net/http.
+// TestHooksBeforeServe: hooks run for a shutdown that comes before Serve too, as
+// under net/http.
 func TestHooksBeforeServe(t *testing.T) {
 	for name, inner := range map[string]*http.Server{"an http.Server": {}, "none": nil} {
 		t.Run(name, func(t *testing.T) {
@@ -186,9 +186,9 @@ func TestNoAddr(t *testing.T) {
 }
 
 // TestNewConnectionPanics: a hook that panics for a new connection does so in
-// Serve, as under net/http. Who recovers has a server whose other requests are
-// answered, and that stops; it used to wait for ever for the listener and for
-// the connection that nobody reads.
+// Serve, as under net/http. After a recover the other requests are answered, and
+// the server stops; it used to wait for ever for the listener and for the
+// connection, which no goroutine read.
 func TestNewConnectionPanics(t *testing.T) {
 	for _, hook := range []string{"ConnState", "ConnContext"} {
 		t.Run(hook, func(t *testing.T) {
@@ -311,7 +311,7 @@ func TestStopBeforeServe(t *testing.T) {
 	}
 }
 
-// TestServeAfterEnd: a second life is refused with http.ErrServerClosed.
+// TestServeAfterEnd: a server that was stopped cannot serve again: http.ErrServerClosed.
 func TestServeAfterEnd(t *testing.T) {
 	s := serve(t, &graceful.Server{Server: &http.Server{Addr: "127.0.0.1:0", TLSConfig: serverTLS()}, IdleGrace: 20 * ms}, listenTCP(t))
 	waitAddr(s)
@@ -584,8 +584,8 @@ func TestHooks(t *testing.T) {
 	}
 }
 
-// TestInnerShutdown: whoever holds nothing but the http.Server can stop it, and
-// loses nobody by it.
+// TestInnerShutdown: the Shutdown of the inner http.Server stops the Server, and
+// loses no request.
 func TestInnerShutdown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newVirtListener()
@@ -671,8 +671,8 @@ func TestDelayServes(t *testing.T) {
 	})
 }
 
-// TestPanics: a handler or a hook that panics does what it does under net/http,
-// and nobody else's request suffers, also while draining.
+// TestPanics: a panic of a handler or a hook has the effect that it has under
+// net/http, and does not harm other requests, also while draining.
 func TestPanics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newVirtListener()
@@ -725,8 +725,8 @@ func TestPanics(t *testing.T) {
 }
 
 // TestHooksOnce: ShutdownInitiated and the functions registered for the shutdown,
-// with the Server and with its http.Server, run once, whoever begins it, and how
-// many do; when the listeners are closed, so that a successor finds the port free,
+// with the Server and with its http.Server, run once, however often and by whatever
+// means the shutdown is begun; when the listeners are closed, so that a successor finds the port free,
 // or with RetryAfter, which keeps them open, when draining begins. Each has a
 // goroutine of its own: one that does not return holds nothing up.
 func TestHooksOnce(t *testing.T) {

@@ -275,8 +275,8 @@ func TestStopShortens(t *testing.T) {
 }
 
 // TestShutdownContext: Shutdown kills when its context ends, at exactly that
-// time, and returns the context's error; who waits beside it with more time
-// hears that something was killed.
+// time, and returns the context's error. A concurrent Shutdown with more time
+// returns ErrKilled.
 func TestShutdownContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newVirtListener()

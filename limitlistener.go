@@ -8,17 +8,16 @@ import (
 	"sync/atomic"
 )
 
-// LimitListener returns a listener that has at most n connections open at once
-// among those that it accepted from l: Accept waits until there is room. A
-// blocked Accept returns when the listener is closed. It panics if n is not
-// positive.
+// LimitListener returns a listener that accepts at most n simultaneous
+// connections from l. While n connections are open, Accept waits until one is
+// closed or the listener is. LimitListener panics if n is not positive.
 //
-// Given to a Server or NewListener, it is merged into what they wrap
-// connections with anyway, so that HTTP/2, Request.TLS and sendfile work as
-// without it. Given to something else, its connections are wrappers around
-// those of l, whose own methods are still there. Put it below TLS there
-// (tls.NewListener(LimitListener(l, n), config)): above it, net/http does not
-// recognise HTTP/2.
+// A Server or a Listener that is given it applies the limit to its own
+// connections, without another wrapper, so that HTTP/2, Request.TLS and sendfile
+// work as without the limit. With other servers, its connections are wrappers
+// that have the methods of the connections of l. There, put it below TLS
+// (tls.NewListener(LimitListener(l, n), config)), because net/http does not
+// recognise HTTP/2 on a wrapped TLS connection.
 func LimitListener(l net.Listener, n int) net.Listener {
 	if n <= 0 {
 		panic(fmt.Sprintf("graceful: LimitListener with a limit of %d", n))
@@ -26,14 +25,15 @@ func LimitListener(l net.Listener, n int) net.Listener {
 	return &limitListener{Listener: l, limit: newLimiter(n), closed: make(chan struct{})}
 }
 
-// A limitListener limits the connections of a listener by itself.
+// A limitListener limits the connections of a listener, outside a Server.
 type limitListener struct {
 	net.Listener
 	limit     *limiter
 	closed    chan struct{} // closed by Close
 	closeOnce sync.Once
 
-	// served is what took this listener's place in a Server; nil if none has.
+	// served is the listener that a Server made of this one; nil outside a
+	// Server.
 	served atomic.Pointer[listener]
 }
 
@@ -92,14 +92,14 @@ type (
 	}
 )
 
-// ConnectionState makes the handshake first if it has not been made: net/http
-// asks a connection that it does not recognise as *tls.Conn before it reads.
+// ConnectionState runs the handshake first, because net/http calls
+// ConnectionState before the first Read on a connection that is not a *tls.Conn.
 func (c *limitTLSConn) ConnectionState() tls.ConnectionState {
-	c.tlsBelow.Conn.Handshake() // its error comes again from Read
+	c.tlsBelow.Conn.Handshake() // Read returns its error again
 	return c.tlsBelow.Conn.ConnectionState()
 }
 
-// A limitSlot hides a connection's Close.
+// A limitSlot replaces a connection's Close by one that gives the slot back.
 type limitSlot struct {
 	raw     net.Conn
 	release func()
@@ -121,9 +121,10 @@ type limiter struct {
 
 func newLimiter(n int) *limiter { return &limiter{make(chan struct{}, n)} }
 
-// acquire waits for a slot. It reports false if stop or closed is closed first.
+// acquire waits for a slot and takes it. It reports false if stop or closed is
+// closed first.
 func (l *limiter) acquire(stop, closed <-chan struct{}) bool {
-	if isClosed(closed) { // before a slot that is free as well
+	if isClosed(closed) { // select picks at random if a slot is free as well
 		return false
 	}
 	select {

@@ -199,8 +199,8 @@ func TestLimitAtOnce(t *testing.T) {
 	}
 }
 
-// TestLimitQueue: who waits in the queue when the stop comes is served as slots
-// come free, though nobody is accepted while they are all taken.
+// TestLimitQueue: connections that are in the queue when the stop comes are served
+// as slots come free, although none is accepted while all slots are taken.
 func TestLimitQueue(t *testing.T) {
 	t.Parallel()
 	for _, how := range []string{"ListenLimit", "LimitListener", "LimitListener above ListenTLS", "a listener of package net"} {

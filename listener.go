@@ -14,21 +14,20 @@ import (
 	"github.com/seed-121bbccf/graceful/internal/sock"
 )
 
-// Listen is net.Listen for a socket that is going to be given to a Server or a
-// Listener, and to nobody else: a socket that this process opened and shares
-// with no other can be shut without losing the clients that have just
-// connected (see Server.OwnsListener). The network must be "tcp", "tcp4",
-// "tcp6" or "unix".
+// Listen is like net.Listen, for a socket that only one Server or Listener of
+// this process will use. Such a socket can be closed without losing the clients
+// that have just connected, as with Server.OwnsListener. The network must be
+// "tcp", "tcp4", "tcp6" or "unix".
 //
-// The file of a unix socket is removed when the listener is closed, as
-// net.Listen's is, unless another socket has taken its place since. An abstract
-// socket, whose name begins with "@", has none.
+// The file of a unix socket is removed when the listener is closed, as with
+// net.Listen, unless another socket has replaced the file since. An abstract
+// socket, whose name begins with "@", has no file.
 func Listen(network, addr string) (net.Listener, error) {
 	return listen(network, addr, false, 0)
 }
 
-// listen opens a listener of our own. A negative keepAlive turns TCP
-// keep-alive off, 0 leaves it to package net.
+// listen opens an ownListener. A negative keepAlive turns TCP keep-alive off, 0
+// leaves it to package net.
 func listen(network, addr string, reusePort bool, keepAlive time.Duration) (net.Listener, error) {
 	switch network {
 	case "tcp", "tcp4", "tcp6", "unix":
@@ -49,7 +48,7 @@ func listen(network, addr string, reusePort bool, keepAlive time.Duration) (net.
 	if ul, ok := l.(*net.UnixListener); ok {
 		ul.SetUnlinkOnClose(false) // see removeFile
 		own.path = ul.Addr().String()
-		// An abstract socket has no file: a file of that name is another's.
+		// An abstract socket has no file. A file of that name is unrelated.
 		if !strings.HasPrefix(own.path, "@") {
 			own.file, _ = os.Lstat(own.path)
 		}
@@ -57,13 +56,13 @@ func listen(network, addr string, reusePort bool, keepAlive time.Duration) (net.
 	return own, nil
 }
 
-// An ownListener is a socket that this process opened and shares with nobody.
+// An ownListener is a socket that this process opened and does not share.
 type ownListener struct {
 	net.Listener
 
 	// A unix socket's file, as it was when the socket was bound.
 	path string
-	file os.FileInfo // nil for others
+	file os.FileInfo // nil for TCP and abstract sockets
 }
 
 // Close closes the socket.
@@ -72,7 +71,7 @@ func (l *ownListener) Close() error {
 	return l.Listener.Close()
 }
 
-// removeFile removes a unix socket's file, if it is still this socket's.
+// removeFile removes a unix socket's file, unless it was replaced since.
 func (l *ownListener) removeFile() {
 	if l.file == nil {
 		return
@@ -98,7 +97,7 @@ func bareListener(l net.Listener) net.Listener {
 	}
 }
 
-// isOwn reports whether the socket of l is known to be ours alone.
+// isOwn reports whether the socket of l was opened by Listen.
 func isOwn(l net.Listener) bool {
 	for l != nil {
 		if _, own := l.(*ownListener); own {
@@ -109,7 +108,8 @@ func isOwn(l net.Listener) bool {
 	return false
 }
 
-// unwrapListener returns the listener that l wraps, and nil if it is not known.
+// unwrapListener returns the listener that l wraps, or nil if l is not known to
+// wrap one.
 func unwrapListener(l net.Listener) net.Listener {
 	switch l := l.(type) {
 	case *tlsListener: // below a LimitListener
@@ -120,9 +120,9 @@ func unwrapListener(l net.Listener) net.Listener {
 	return nil
 }
 
-// A listener accepts connections, wraps them for the manager, and ceases to
-// accept without losing a client: it stops admitting, empties the accept queue,
-// and closes then.
+// A listener accepts connections and wraps them for the manager. To stop
+// without losing a client, it makes the kernel refuse new connections, accepts
+// those in the accept queue, and closes the socket when the queue is empty.
 //
 //	serving ── stop ──▶ emptying ── the queue is empty ──▶ closed
 //	   └─────────────── Close, a failing Accept ────────────▲
@@ -130,33 +130,33 @@ type listener struct {
 	// Immutable once it serves.
 	life *lifecycle
 	m    *manager
-	l    net.Listener // what Accept is called on
+	l    net.Listener // its Accept is called
 
-	original net.Listener  // what the caller handed in: l, or what it was taken from
-	owned    bool          // the socket may be told to admit nobody
-	reuse    bool          // a successor may have bound the same port
-	grace    time.Duration // how long handshakes under way are waited for
+	original net.Listener  // the caller's listener: l, or a wrapper of it
+	owned    bool          // the kernel may be told to refuse new connections
+	reuse    bool          // another process may have bound the port with SO_REUSEPORT
+	grace    time.Duration // how long TCP handshakes under way are waited for
 	limit    *limiter      // nil without limit
 	wrap     func(nc net.Conn) (net.Conn, *conn)
 
-	// queued reports whether a connection waits to be accepted, and whether
-	// that can be known. Tests replace it.
+	// queued reports whether a connection is in the accept queue, and whether
+	// the operating system tells. Tests replace it.
 	queued func(net.Listener) (waits, known bool)
 
-	shut     atomic.Int64 // since when the socket admits nobody, since m.began; 0: it does
-	again    atomic.Bool  // the queue of a shut socket was found empty once
-	stopping chan struct{}
+	shut     atomic.Int64  // since m.began: when the socket stopped admitting; 0: it has not
+	again    atomic.Bool   // the queue of a shut socket was found empty once
+	stopping chan struct{} // closed by stop
 	stopAt   time.Duration // since m.began. Written before stopping is closed.
-	closed   chan struct{}
+	closed   chan struct{} // closed by Close
 
 	stopOnce, closeOnce sync.Once
 	closeErr            error
 
-	accepts atomic.Int32         // calls of Accept that are under way
-	last    atomic.Pointer[conn] // what Accept returned last; nil while it runs
+	accepts atomic.Int32         // how many calls of Accept have not returned
+	last    atomic.Pointer[conn] // the connection that Accept returned last; nil while it runs
 
 	mu      sync.Mutex // guards backlog
-	backlog []net.Conn // what sweep has accepted
+	backlog []net.Conn // accepted by sweep, to be returned by Accept
 }
 
 func newListener(life *lifecycle, m *manager, l net.Listener, limit *limiter) *listener {
@@ -173,14 +173,15 @@ func newListener(life *lifecycle, m *manager, l net.Listener, limit *limiter) *l
 // Addr returns the address that the listener is bound to.
 func (l *listener) Addr() net.Addr { return l.l.Addr() }
 
-// Accept returns the next connection, wrapped. At the end of accepting it
-// returns an error that wraps net.ErrClosed; timeouts of its own making stay
-// inside, for net/http would try again. It may be called concurrently.
+// Accept returns the next connection, wrapped. When the listener is closed it
+// returns an error that wraps net.ErrClosed. It does not return timeouts of the
+// deadlines that this type sets, since net/http would retry after them. It may
+// be called concurrently.
 func (l *listener) Accept() (net.Conn, error) {
 	l.accepts.Add(1)
 	defer l.leave()
 	l.last.Store(nil)
-	held := l.limit == nil || l.slot() // a slot, if one is needed
+	held := l.limit == nil || l.slot() // a slot is held, or none is needed
 	if !held && !l.blind() {
 		return nil, l.ended()
 	}
@@ -213,9 +214,9 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 }
 
-// leave is the end of an Accept. The last one of a closed listener tells the
-// lifecycle that no connection comes any more: every Accept that had one has
-// handed it to the manager by then.
+// leave ends a call of Accept. The last call on a closed listener tells the
+// lifecycle that no more connections come: by then every call has handed its
+// connection to the manager.
 func (l *listener) leave() {
 	if l.accepts.Add(-1) == 0 && isClosed(l.closed) && !l.hasBacklog() {
 		l.life.release(l)
@@ -241,7 +242,8 @@ func (l *listener) hasBacklog() bool {
 	return len(l.backlog) > 0
 }
 
-// dropBacklog closes what sweep has accepted and Accept will not return any more.
+// dropBacklog closes the connections in the backlog, which Accept will not
+// return any more.
 func (l *listener) dropBacklog() {
 	l.mu.Lock()
 	dropped := l.backlog
@@ -256,7 +258,8 @@ func (l *listener) dropBacklog() {
 	}
 }
 
-// dropLast closes the connection that Accept returned last, which nobody took.
+// dropLast closes the connection that Accept returned last, after a panic has
+// kept the server from serving it.
 func (l *listener) dropLast() {
 	if c := l.last.Load(); c != nil {
 		c.cutSoon()
@@ -264,7 +267,7 @@ func (l *listener) dropLast() {
 	}
 }
 
-// ended closes the listener and returns what Accept says then.
+// ended closes the listener and returns the error for Accept.
 func (l *listener) ended() error {
 	l.Close()
 	err := &net.OpError{Op: "accept", Addr: l.Addr(), Err: net.ErrClosed}
@@ -274,9 +277,9 @@ func (l *listener) ended() error {
 	return err
 }
 
-// slot waits for a place in the limit. While the queue is being emptied it
-// does so only as long as a client is waiting for that place, and a connection is
-// left that may give one back.
+// slot waits for a slot in the limit. While the queue is being emptied, it waits
+// only as long as a client is in the queue and a connection is left that may
+// give its slot back.
 func (l *listener) slot() bool {
 	if l.limit.acquire(l.stopping, l.closed) {
 		return true
@@ -286,7 +289,7 @@ func (l *listener) slot() bool {
 	}
 	for vacancies := 0; !isClosed(l.closed); {
 		waits, known := l.queued(l.l)
-		var alarm <-chan time.Time // nil: the client stays in the queue
+		var alarm <-chan time.Time // nil: a client is in the queue and stays there
 		if !waits || !known {
 			wait := l.coming()
 			if wait == 0 {
@@ -308,13 +311,15 @@ func (l *listener) slot() bool {
 			if vacancies++; vacancies == 3 {
 				return false // hijacked connections hold the slots
 			}
-			time.Sleep(time.Millisecond) // for an Accept that has not told the manager yet
+			// Another Accept may hold a slot whose connection the manager does
+			// not know yet.
+			time.Sleep(time.Millisecond)
 		}
 	}
 	return false
 }
 
-// lateSlot waits for a place in the limit for a connection that was accepted
+// lateSlot waits for a slot in the limit for a connection that was accepted
 // without one.
 func (l *listener) lateSlot() bool {
 	for vacancies := 0; ; {
@@ -335,9 +340,9 @@ func (l *listener) lateSlot() bool {
 	}
 }
 
-// blind reports whether, without a slot, the only way to know whether a client
-// waits in the queue is to accept. It then waits here, instead of in the queue,
-// for a slot.
+// blind reports whether Accept has to accept a connection without a slot,
+// because that is the only way to find out whether one is in the queue. Such a
+// connection waits for its slot in lateSlot.
 func (l *listener) blind() bool {
 	if l.hasBacklog() {
 		return true
@@ -349,10 +354,10 @@ func (l *listener) blind() bool {
 	return !known
 }
 
-// coming returns how long to wait for connections that are about to come into
-// the queue of a socket that admits nobody new: those whose handshake was under
-// way. It returns 0 if there is nothing to wait for, as for a socket that goes
-// on admitting: the sooner that is closed, the fewer are lost.
+// coming returns how long to wait for connections whose TCP handshake was under
+// way when the socket stopped admitting, and which are about to enter the accept
+// queue. It returns 0 if there are none. For a socket that still admits it
+// returns 0 as well: the sooner that is closed, the fewer clients are lost.
 func (l *listener) coming() time.Duration {
 	shut := time.Duration(l.shut.Load())
 	if shut == 0 {
@@ -364,13 +369,14 @@ func (l *listener) coming() time.Duration {
 		l.again.Store(false)
 		return min(left, 5*time.Millisecond)
 	case !l.again.Swap(true):
-		// A SYN may have been let in at the very moment of shutting.
+		// A SYN may have been admitted just before the socket was shut.
 		return min(left, time.Millisecond)
 	}
 	return 0
 }
 
-// accepted notes that a connection was accepted.
+// accepted makes the emptying of the queue look again at once, after a
+// connection was accepted.
 func (l *listener) accepted() {
 	if isClosed(l.stopping) {
 		l.again.Store(false)
@@ -379,46 +385,49 @@ func (l *listener) accepted() {
 }
 
 const (
-	// emptyingLimit bounds the emptying of a queue that goes on filling, because
-	// the socket may be another process's as well and can't be shut.
+	// emptyingLimit bounds the emptying of a queue that keeps filling up, because
+	// another process may share the socket, which therefore is not shut.
 	emptyingLimit = time.Second
 
-	// A queue that can't be looked into is empty when Accept has waited in vain for
-	// look, looks times: a goroutine that is not scheduled in time finds the
-	// deadline passed before it has looked. sweepLimit bounds how long, and
-	// sweepMost how often, connections are found meanwhile.
-	look       = time.Millisecond
-	looks      = 3
+	// Where the operating system does not tell whether the accept queue is empty,
+	// it is taken to be empty when Accept has timed out probes times in a row,
+	// each after probeWait. Once is not enough: if the goroutine is scheduled
+	// late, package net finds the deadline passed before it asks the kernel.
+	// sweepLimit bounds how long sweep takes, and sweepMost how many connections
+	// it accepts.
+	probeWait  = time.Millisecond
+	probes     = 3
 	sweepLimit = 100 * time.Millisecond
 	sweepMost  = 1024
 )
 
-// more decides, when the deadline of emptying has passed, whether there is
-// more to come, and sets the next deadline.
+// more reports whether to accept again when the deadline that was set for
+// emptying the queue has passed, and sets the next one.
 func (l *listener) more() bool {
 	waits, known := l.queued(l.l)
 	switch {
 	case !known:
 		l.sweep()
-		return true // the backlog, or the closed listener
+		return true // Accept returns the backlog, or that the listener is closed
 	case waits && l.shut.Load() == 0 && time.Since(l.m.began)-l.stopAt > emptyingLimit:
 		return false
 	case waits:
-		// It is there already. The deadline only has to be in the future,
-		// for package net looks at it first.
+		// The connection is in the queue, so Accept returns it at once. Package net
+		// checks the deadline first, so that has to be in the future.
 		return l.setDeadline(time.Second)
 	}
 	wait := l.coming()
 	return wait > 0 && l.setDeadline(wait)
 }
 
-// sweep empties a queue that can't be looked into, and closes the listener at the
-// first moment at which it is empty. What it finds goes into the backlog: were
-// it served in between, its clients would connect again meanwhile.
+// sweep empties the accept queue where the operating system does not tell
+// whether it is empty, and closes the listener as soon as it is. It puts the
+// connections into the backlog instead of having them served one by one: their
+// clients would connect again meanwhile, and the queue would never be empty.
 func (l *listener) sweep() {
 	began := time.Since(l.m.began)
-	for found, tried := 0, 0; tried < looks && found < sweepMost && time.Since(l.m.began)-began < sweepLimit; {
-		if !l.setDeadline(look) {
+	for found, tried := 0, 0; tried < probes && found < sweepMost && time.Since(l.m.began)-began < sweepLimit; {
+		if !l.setDeadline(probeWait) {
 			break
 		}
 		nc, err := l.l.Accept()
@@ -431,13 +440,14 @@ func (l *listener) sweep() {
 		case isTimeout(err):
 			tried++
 		case !l.waitOut(err):
-			tried = looks
+			tried = probes
 		}
 	}
 	l.Close()
 }
 
-// setDeadline makes Accept return after wait, and reports whether it can.
+// setDeadline makes Accept time out after wait, at once if wait is 0. It reports
+// whether the listener has deadlines.
 func (l *listener) setDeadline(wait time.Duration) bool {
 	t := aLongTimeAgo
 	if wait > 0 {
@@ -447,8 +457,8 @@ func (l *listener) setDeadline(wait time.Duration) bool {
 	return d != nil && d(t) == nil
 }
 
-// deadlineOf returns the SetDeadline method of l, or of what it wraps; nil if
-// there is none.
+// deadlineOf returns the SetDeadline method of l, or of the listener at the
+// bottom of l. It returns nil if neither has one.
 func deadlineOf(l net.Listener) func(time.Time) error {
 	type deadliner interface{ SetDeadline(time.Time) error }
 	if d, ok := l.(deadliner); ok {
@@ -460,8 +470,8 @@ func deadlineOf(l net.Listener) func(time.Time) error {
 	return nil
 }
 
-// weakness says what of the promise a listener can't keep, and is empty if it
-// keeps all: its queue can only be emptied with a deadline for Accept.
+// weakness returns a warning for the log if l has no SetDeadline method, without
+// which its accept queue cannot be emptied. It returns "" otherwise.
 func weakness(l net.Listener) string {
 	if deadlineOf(l) != nil {
 		return ""
@@ -469,10 +479,10 @@ func weakness(l net.Listener) string {
 	return fmt.Sprintf("%T has no SetDeadline method: it is closed at once when draining begins, and the clients in its accept queue are lost", l)
 }
 
-// stop begins to end accepting, and doesn't wait for it: a socket that is
-// ours alone admits no client from here on and is closed when no handshake is
-// under way and its queue is empty, any other once its queue is empty, and one
-// without deadlines at once.
+// stop makes the listener empty its accept queue and close itself, and does not
+// wait for that. An owned socket admits no new connections from here on, and is
+// closed when no TCP handshake is under way and its queue is empty. Another is
+// closed when its queue is empty, and a listener without deadlines at once.
 func (l *listener) stop() {
 	l.stopOnce.Do(func() {
 		if own, ok := l.l.(*ownListener); ok {
@@ -494,12 +504,12 @@ func (l *listener) stop() {
 	})
 }
 
-// closeSoon closes the listener.
+// closeSoon closes the listener, without waiting for a Close that may block.
 func (l *listener) closeSoon() { l.soon(func() { l.Close() }) }
 
-// soon calls f, which calls methods of the listener below, and waits for it if
-// those are package net's: the port is free then, say. A method that a caller wrote
-// may wait for its Accept, and that for anything.
+// soon calls f, which calls methods of l.l. It waits for f if those methods are
+// package net's, so that the port is free when it returns. The methods of other
+// types run on a goroutine of their own, since they may block.
 func (l *listener) soon(f func()) {
 	switch l.l.(type) {
 	case *ownListener, *net.TCPListener, *net.UnixListener:
@@ -519,8 +529,8 @@ func (l *listener) Close() error {
 }
 
 // tryAgain reports whether to accept again after err, while the queue is being
-// emptied. Without a file descriptor, say, clients may be in it all the same:
-// descriptors come back as connections end.
+// emptied. After EMFILE, for example, clients may still be in the queue, and
+// file descriptors become free as connections end.
 func (l *listener) tryAgain(err error) bool {
 	if isTimeout(err) {
 		return l.more()
@@ -529,10 +539,10 @@ func (l *listener) tryAgain(err error) bool {
 }
 
 // waitOut waits before the next Accept after a temporary error. It reports false
-// if err is not temporary, or has been so for long.
+// if err is not temporary, or stop was called longer than receivingLimit ago.
 func (l *listener) waitOut(err error) bool {
-	var t interface{ Temporary() bool } // as net/http asks, which tries again too
-	if !errors.As(err, &t) || !t.Temporary() || time.Since(l.m.began)-l.stopAt > halfRequest {
+	var t interface{ Temporary() bool } // net/http's own test for a retry
+	if !errors.As(err, &t) || !t.Temporary() || time.Since(l.m.began)-l.stopAt > receivingLimit {
 		return false
 	}
 	timer := time.NewTimer(retryAccept)

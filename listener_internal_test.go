@@ -18,8 +18,8 @@ import (
 )
 
 // portable makes a Server's next listener one of a system where nothing but
-// deadlines is known: no socket can be told to admit nobody, and of no queue
-// can be told whether it is empty.
+// deadlines is known: a socket cannot be told to admit no connections, and whether
+// a queue is empty cannot be found out.
 func portable(t *testing.T, s *Server) net.Listener {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -46,9 +46,9 @@ func servePortable(t *testing.T, s *Server, l net.Listener) <-chan error {
 	return done
 }
 
-// TestPortableQueue: where the queue cannot be looked into it is emptied all
-// the same: who has connected and sent a request before the stop is answered,
-// though nobody was accepted meanwhile.
+// TestPortableQueue: a queue that cannot be inspected is emptied as well. A client
+// that has connected and sent a request before the stop is answered, although no
+// connection was accepted meanwhile.
 func TestPortableQueue(t *testing.T) {
 	t.Parallel()
 	for range 3 {
@@ -94,7 +94,7 @@ func TestPortableQueue(t *testing.T) {
 		for range n {
 			<-entered
 		}
-		// Nobody else comes, and nobody is waited for: it is closed.
+		// No other client comes, and none is waited for: it is closed.
 		waitClosed(t, l)
 		close(open)
 		clients.Wait()
@@ -107,15 +107,15 @@ func TestPortableQueue(t *testing.T) {
 	}
 }
 
-// waitDraining waits until whoever is accepted is late: the connections that were
-// there are counted some time after the phase has changed.
+// waitDraining waits until connections that are accepted count as late: those that
+// were there are counted some time after the phase has changed.
 func waitDraining(t *testing.T, s *Server) {
 	t.Helper()
 	Eventually(t, func() (bool, any) { return s.life.m.draining.Load(), s.Phase() })
 }
 
-// A heldListener accepts nobody until it may, and then has no file descriptor to
-// accept with for a while.
+// A heldListener accepts no connection until it may, and then has no file descriptor
+// to accept with for a while.
 type heldListener struct {
 	*net.TCPListener
 	mayGo    chan struct{} // nil: it may
@@ -138,8 +138,8 @@ func newHeldListener(l net.Listener, failures int32) *heldListener {
 	return held
 }
 
-// TestStarvedQueue: who waits in the queue at the stop is answered though there
-// is no file descriptor for a moment. The listener used to be closed at the
+// TestStarvedQueue: connections in the queue at the stop are answered although no
+// file descriptor is free for a moment. The listener used to be closed at the
 // first error, and reset them.
 func TestStarvedQueue(t *testing.T) {
 	t.Parallel()
@@ -172,8 +172,8 @@ func TestStarvedQueue(t *testing.T) {
 
 // TestPortableBusy: stops while clients make a connection for each request.
 // Some are refused or reset when the socket is closed: the kernel goes on
-// completing handshakes for it, which only Linux can be talked out of. Whoever
-// was accepted is answered.
+// completing handshakes for it, which can be prevented on Linux only. Every
+// connection that was accepted is answered.
 func TestPortableBusy(t *testing.T) {
 	t.Parallel()
 	const enough = 100
@@ -224,8 +224,8 @@ func TestPortableBusy(t *testing.T) {
 	}
 }
 
-// TestPortableLimit: with all slots taken, and nobody in a queue that tells
-// nothing, the socket is closed without waiting for a slot.
+// TestPortableLimit: with all slots taken, and an empty queue that cannot be
+// inspected, the socket is closed without waiting for a slot.
 func TestPortableLimit(t *testing.T) {
 	t.Parallel()
 	open, entered := make(chan struct{}), make(chan struct{})
@@ -262,7 +262,7 @@ func TestPortableLimit(t *testing.T) {
 	}
 }
 
-// waitClosed waits until nobody can connect to l any more.
+// waitClosed waits until connections to l are refused.
 func waitClosed(t *testing.T, l net.Listener) {
 	t.Helper()
 	Eventually(t, func() (bool, any) {
@@ -360,7 +360,7 @@ func TestFlood(t *testing.T) {
 // to grow by an entry for each command.
 func TestDrainMemory(t *testing.T) {
 	const conns = 8
-	m := newManager(drainRules{grace: time.Hour, half: time.Hour})
+	m := newManager(drainRules{grace: time.Hour, receiving: time.Hour})
 	var count census
 	d := newDrain(m, &count)
 	var all []*conn
@@ -376,13 +376,13 @@ func TestDrainMemory(t *testing.T) {
 			c.word.Store(uint64(connIdle)) // since long ago
 			m.rules.grace, d.m.rules.grace = 0, 0
 			d.look(c) // is told to end
-			d.expireForeign()
+			d.expireBlocking()
 			c.goOn(connActive)
 			m.rules.grace, d.m.rules.grace = time.Hour, time.Hour
 		}
 	}
-	if n := len(d.waiting); n > conns || cap(d.waiting) > 4*conns || cap(d.foreign) > 4*conns {
-		t.Errorf("%d connections wait in %d places; room for %d, and for %d foreign ones", conns, n, cap(d.waiting), cap(d.foreign))
+	if n := len(d.waiting); n > conns || cap(d.waiting) > 4*conns || cap(d.toExpire) > 4*conns {
+		t.Errorf("%d connections wait in %d places; room for %d, and for %d foreign ones", conns, n, cap(d.waiting), cap(d.toExpire))
 	}
 	for _, c := range all {
 		d.forget(c)
@@ -466,9 +466,8 @@ type deadlineOnly struct {
 
 func (l deadlineOnly) SetDeadline(t time.Time) error { return l.below.SetDeadline(t) }
 
-// TestBlindLimit: where the queue can't be looked into, who waits in it when
-// the stop comes and all slots are taken is served as they come free, and not
-// before. The queue used to be given up.
+// TestBlindLimit: connections in a queue that can't be inspected, when the stop
+// comes and all slots are taken, are served as slots come free, and not before. The queue used to be given up.
 func TestBlindLimit(t *testing.T) {
 	t.Parallel()
 	const limit, clients = 2, 8
@@ -528,8 +527,8 @@ func TestBlindLimit(t *testing.T) {
 	}
 }
 
-// TestBlindLimitKill: who was accepted and waits for a slot is let go of when
-// the time is over.
+// TestBlindLimitKill: a connection that was accepted and waits for a slot is closed
+// when the time is over.
 func TestBlindLimitKill(t *testing.T) {
 	t.Parallel()
 	entered, open := make(chan struct{}, 1), make(chan struct{})

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// logTo writes to what fields LogFunc and Logger say: to the first of them that
-// is not nil, or nowhere.
+// logTo logs with logFunc, or with logger if logFunc is nil. If both are nil it does
+// nothing.
 func logTo(logFunc func(format string, args ...any), logger *log.Logger, format string, args ...any) {
 	switch {
 	case logFunc != nil:
@@ -18,17 +18,17 @@ func logTo(logFunc func(format string, args ...any), logger *log.Logger, format 
 	}
 }
 
-// A shutdownLog writes the lines of a shutdown, in their order and on a goroutine
-// of its own: a log that blocks holds up neither the shutdown nor its end. Lines
-// that can't be written in time are dropped, and counted.
+// A shutdownLog writes the log lines of a shutdown, in order and on a goroutine of
+// its own, so that a log that blocks does not delay the shutdown. If more than
+// maxLogLines wait to be written, further lines are dropped and counted.
 type shutdownLog struct {
 	write func(format string, args ...any) // may block
 
 	mu      sync.Mutex // guards what follows
 	lines   []logLine
 	dropped int
-	writing bool          // the goroutine runs
-	idle    chan struct{} // closed when it ends; nil unless that is awaited
+	writing bool          // run is running
+	idle    chan struct{} // closed when run returns; nil unless close waits
 }
 
 type logLine struct {
@@ -40,11 +40,11 @@ const (
 	// maxLogLines is how many lines may wait to be written.
 	maxLogLines = 1000
 
-	// logPatience is how long the end of the shutdown waits for the log.
-	logPatience = 200 * time.Millisecond
+	// logTimeout is how long the end of the shutdown waits for the log.
+	logTimeout = 200 * time.Millisecond
 )
 
-// printf hands a line over. It does not block.
+// printf queues a line. It does not block.
 func (l *shutdownLog) printf(format string, args ...any) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -59,14 +59,14 @@ func (l *shutdownLog) printf(format string, args ...any) {
 	}
 }
 
-// run writes until no line is left.
+// run writes lines until none is left.
 func (l *shutdownLog) run() {
 	for {
 		l.mu.Lock()
 		if len(l.lines) == 0 {
 			if n := l.dropped; n > 0 {
 				l.dropped = 0
-				l.lines = append(l.lines, logLine{"%d lines were dropped: the log did not keep up", []any{n}})
+				l.lines = append(l.lines, logLine{"%d lines of the shutdown's log were dropped, because the log blocks", []any{n}})
 			} else {
 				l.writing = false
 				if l.idle != nil {
@@ -84,7 +84,7 @@ func (l *shutdownLog) run() {
 	}
 }
 
-// close waits until every line is written, for as long as logPatience.
+// close waits until every line is written, for logTimeout at most.
 func (l *shutdownLog) close() {
 	l.mu.Lock()
 	if !l.writing {
@@ -94,7 +94,7 @@ func (l *shutdownLog) close() {
 	idle := make(chan struct{})
 	l.idle = idle
 	l.mu.Unlock()
-	t := time.NewTimer(logPatience)
+	t := time.NewTimer(logTimeout)
 	defer t.Stop()
 	select {
 	case <-idle:

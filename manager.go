@@ -10,53 +10,52 @@ import (
 	"github.com/seed-121bbccf/graceful/internal/sock"
 )
 
-// A manager owns the set of open connections. One goroutine, run, keeps it in
-// local variables and hears of it over channels: while the server is serving, of
-// connections that come and go only; from the drain on, of those that begin or
-// end being idle as well.
+// A manager owns the set of open connections. Its goroutine, run, keeps the set
+// in local variables and receives events over channels. While the server is
+// serving, there are events for new and for closed connections only; from the
+// drain on, also for connections that become active or idle.
 //
-// It never blocks: not on a connection, a callback, a lock or a log, and it calls
-// no method of a type that is not this package's or package net's.
+// run never blocks on a connection, a callback, a lock or a log. It calls methods
+// of this package's and package net's types only.
 type manager struct {
 	// Immutable after newManager.
 	began time.Time
 	rules drainRules
 
-	// From connections to run. An event says "look at this connection": a
-	// stale or doubled one does no harm. add and remove are buffered. While serving
-	// run takes them in when a buffer is full, or when an order depends on them, so
-	// that connections that come and go do not wake it; a connection whose remove
-	// overtakes its add is found closed.
+	// From connections to run. An event makes run look at the connection, so a
+	// stale or repeated event is harmless. add and remove are buffered. While
+	// serving, run reads them only when a buffer is full or when an order depends
+	// on them, so that connections that come and go do not wake run. If a
+	// connection's remove overtakes its add, run finds the connection closed.
 	add    chan *conn
-	active chan *conn // from the drain on: it is in use
-	idle   chan *conn // from the drain on: it is not
+	active chan *conn // from the drain on: the connection is in use
+	idle   chan *conn // from the drain on: the connection is idle
 	remove chan *conn
-	full   chan *conn // to add or to remove, while serving: there is no room in a buffer
+	full   chan *conn // while serving: the buffer of add or remove is full
 
 	// From the shutdown to run.
-	start  chan chan<- census  // count the connections, and from now on what becomes of them
-	begin  chan struct{}       // the drain begins
+	start  chan chan<- census  // count the connections, and count how they end from now on
+	begin  chan struct{}       // begin the drain
 	sealed chan struct{}       // no more connections will be added
 	census chan chan<- census  // count the connections
 	list   chan chan<- []*conn // list the connections
-	kill   chan chan<- []*conn // list them, and return
+	kill   chan chan<- []*conn // list the connections, and return
 
-	// From run to a listener that waits for a slot in the limit: there is no
-	// connection left that could give one back. No values are sent before the
-	// drain.
+	// From run to a listener that waits for a slot in the limit: no connection is
+	// left that could give one back. Values are sent during the drain only.
 	vacant chan struct{}
 
-	// done is closed when run returns: the last connection is gone, or what
-	// was left has been handed to kill.
+	// done is closed when run returns: the last connection is closed, or kill
+	// was answered.
 	done chan struct{}
 
-	last census // the final one. Written by run before done is closed.
+	last census // the final census. Written by run before done is closed.
 
-	// shutting is true from the first moment of the shutdown on.
+	// shutting is true once the shutdown has begun.
 	shutting atomic.Bool
 
-	// timed says that the drain has a timeout, which is all that bounds the
-	// wait for a request that is not complete. Set before begin.
+	// timed says that the drain has a timeout. The timeout then bounds the wait
+	// for incomplete requests, instead of drainRules.receiving. Set before begin.
 	timed atomic.Bool
 
 	// draining is set by run before it reads any state, and read by
@@ -67,37 +66,39 @@ type manager struct {
 	goAways atomic.Int64 // how many HTTP/2 connections were sent their first GOAWAY
 }
 
-// drainRules is what a drain does with a connection.
+// drainRules say how long a drain waits for connections.
 type drainRules struct {
-	// grace is how long a connection must have been quiet before it is told
-	// to end.
+	// grace is the quiet period: how long a connection must have been quiet
+	// before it is told to end.
 	grace time.Duration
 
-	// half bounds the wait for a request that has begun to come and is not
-	// complete, from the drain on, unless the drain is timed; 0 does not.
-	half time.Duration
+	// receiving is how long the drain waits for the rest of an incomplete request,
+	// unless the drain is timed; 0 waits without limit.
+	receiving time.Duration
 
-	// patience is how long after the drain's begin the quiet window is
-	// kept; from then on a connection is told to end at its first idle
-	// moment. 0 keeps it to the end.
+	// patience is how long after the begin of the drain grace applies. From then
+	// on a connection is told to end as soon as it is idle. 0 applies grace
+	// without limit.
 	patience time.Duration
 
 	// waitHijacked makes the drain wait for hijacked connections.
 	waitHijacked bool
 
-	// untold is called with 1 for each HTTP/2 connection, and with -1 when it will
-	// not get another stream. It must not block. May be nil.
-	untold func(by int)
+	// openToStreams is called with 1 for each new HTTP/2 connection, and with -1
+	// when the connection will not get another stream. It must not block. May be
+	// nil.
+	openToStreams func(by int)
 }
 
-// halfRequest is how long a connection that has begun a request, or its TLS
-// handshake, and does not go on is waited for where nothing else bounds the wait.
-// net/http gives a connection that has said nothing as long.
-const halfRequest = 5 * time.Second
+// receivingLimit is how long the drain waits for a connection that is stuck
+// within a request's header or its TLS handshake, where nothing else bounds the
+// wait. It is as long as net/http's Shutdown waits for a connection that has sent
+// nothing.
+const receivingLimit = 5 * time.Second
 
-// lastLook is how long the same connection has once more, when bytes had come at
-// the end of that time which nobody had read.
-const lastLook = time.Second
+// finalWait is how much longer such a connection is waited for, if at the end of
+// that time it had bytes that were not read yet.
+const finalWait = time.Second
 
 // A census counts connections.
 type census struct {
@@ -105,10 +106,10 @@ type census struct {
 	http2 int             // of open, those that speak HTTP/2
 
 	// Since start; zero before.
-	late     int // were added after it
-	ended    int // were quiet, and told to end
-	finished int // were closed after their last answer, or by the peer
-	gaveUp   int // had begun to speak, and did not go on
+	late     int // were added
+	ended    int // were told to end when they had been quiet
+	finished int // were closed after their last response, or by the peer
+	gaveUp   int // were told to end within a request that did not go on
 	left     int // were hijacked, and not waited for
 }
 
@@ -138,10 +139,10 @@ func (m *manager) stamp(s connState) connWord {
 	return connWord(time.Since(m.began))<<connStateBits | connWord(s)
 }
 
-// added tells run of a new connection. It reports false if run has returned.
+// added tells run about a new connection. It reports false if run has returned.
 func (m *manager) added(c *conn) bool {
 	if isClosed(m.done) {
-		return false // the buffer may have room all the same
+		return false // otherwise select may pick add, whose buffer may have room
 	}
 	return m.tell(m.add, c)
 }
@@ -163,7 +164,7 @@ func (m *manager) tell(events chan *conn, c *conn) bool {
 	}
 }
 
-// changed tells run that c has changed its state, if it wants to know.
+// changed tells run that c is in the state to, if the drain has begun.
 func (m *manager) changed(c *conn, to connState) {
 	if !m.draining.Load() {
 		return
@@ -178,9 +179,10 @@ func (m *manager) changed(c *conn, to connState) {
 	}
 }
 
+// removed tells run that c is closed.
 func (m *manager) removed(c *conn) { m.tell(m.remove, c) }
 
-// signal sends one of the shutdown's orders to run, unless it has returned.
+// signal sends on begin or sealed to run, unless run has returned.
 func (m *manager) signal(order chan struct{}) {
 	select {
 	case order <- struct{}{}:
@@ -191,8 +193,7 @@ func (m *manager) signal(order chan struct{}) {
 // count returns the current census, and false if run has returned.
 func (m *manager) count() (census, bool) { return m.askCensus(m.census) }
 
-// countFrom is count, and makes run count from now on what becomes of the
-// connections.
+// countFrom is count, and makes run count from now on how connections end.
 func (m *manager) countFrom() census {
 	c, _ := m.askCensus(m.start) // run does not return before the drain
 	return c
@@ -211,7 +212,7 @@ func (m *manager) askCensus(order chan chan<- census) (census, bool) {
 // conns returns the open connections, and nil if run has returned.
 func (m *manager) conns() []*conn { return m.ask(m.list) }
 
-// abandon makes run return and hands over the connections that were left.
+// abandon makes run return, and returns the connections that were left.
 func (m *manager) abandon() []*conn { return m.ask(m.kill) }
 
 func (m *manager) ask(order chan chan<- []*conn) []*conn {
@@ -252,7 +253,12 @@ func (m *manager) run() {
 	}
 	take := func(c *conn) {
 		if c.load().state() == connClosed {
-			return // its remove has been heard of, or follows
+			// Its remove was received already, or follows: it finds nothing.
+			if counts {
+				count.late++
+				count.finished++
+			}
+			return
 		}
 		conns[c] = struct{}{}
 		if counts {
@@ -271,7 +277,8 @@ func (m *manager) run() {
 			count.finished++
 		}
 	}
-	// catchUp takes in what was said before an order that depends on it.
+	// catchUp receives the buffered events, so that an answer or a decision takes
+	// into account what was sent before it was asked for.
 	catchUp := func() {
 		for {
 			select {
@@ -292,7 +299,7 @@ func (m *manager) run() {
 			if sealed == nil && len(conns) == 0 {
 				break
 			}
-			d.expireForeign()
+			d.expireBlocking()
 			d.setAlarm(alarm)
 			if len(conns) == 0 {
 				vacant = m.vacant
@@ -345,13 +352,14 @@ func (m *manager) run() {
 			reply <- slices.Collect(maps.Keys(conns))
 		case reply := <-m.kill:
 			catchUp()
-			for c := range conns { // one that was just hijacked may not have said so yet
+			// The event of a connection that was just hijacked may not have come yet.
+			for c := range conns {
 				if c.wait.seen = c.load().state(); d != nil && d.leave(c) {
 					delete(conns, c)
 				}
 			}
 			left := slices.Collect(maps.Keys(conns))
-			m.last = countConns(conns, count) // before its reader is let go
+			m.last = countConns(conns, count) // before reply, whose receiver reads it
 			reply <- left
 			return
 		}
@@ -359,7 +367,7 @@ func (m *manager) run() {
 	m.last = count
 }
 
-// countConns fills in what the states say now.
+// countConns returns count with the open connections added.
 func countConns(conns map[*conn]struct{}, count census) census {
 	for c := range conns {
 		count.open[c.load().state()]++
@@ -376,53 +384,53 @@ type drain struct {
 	count *census
 	begin time.Duration // since m.began
 
-	halfWait time.Duration // the wait for receiving ones; 0 is without end
-	hurry    bool          // patience is over
+	receivingWait time.Duration // the wait for incomplete requests; 0 is without limit
+	hurry         bool          // rules.patience has passed
 
 	waiting waitHeap
 
-	// overdue is when those that were told to end, and have not, are cut; 0 while
-	// none was told.
+	// overdue is when the next connection that was told to end, and has not ended,
+	// is cut; 0 if no connection was told.
 	overdue time.Duration
-	alarmAt time.Duration // what the timer is set to; never if it is not
+	alarmAt time.Duration // when the timer fires; never if it is stopped
 
-	// foreign are connections of callers' types that are about to be told to end.
-	foreign []*conn
+	// toExpire are connections of callers' types whose read deadlines are to be set.
+	toExpire []*conn
 }
 
 const never = time.Duration(1<<63 - 1)
 
 // A waitEntry is what a drain keeps about a connection.
 type waitEntry struct {
-	due   time.Duration // when it is looked at again, since manager.began
+	due   time.Duration // since manager.began: when drain looks at it again
 	at    int32         // its index in the waitHeap, plus 1; 0 while it is not there
-	seen  connState     // the state in which it was looked at last
-	again bool          // it is given up for the second time
+	seen  connState     // its state when drain last looked at it
+	again bool          // it was told to end once, and is in finalWait
 }
 
 func newDrain(m *manager, count *census) *drain {
 	d := &drain{m: m, count: count, begin: time.Since(m.began), alarmAt: never}
 	if !m.timed.Load() {
-		d.halfWait = m.rules.half
+		d.receivingWait = m.rules.receiving
 	}
 	return d
 }
 
-// look takes a connection's state in: it decides until when the connection is
-// waited for, and tells it to end if that is now.
+// look reads a connection's state, decides until when to wait for the
+// connection, and tells it to end if that time has come.
 func (d *drain) look(c *conn) {
 	w := c.load()
 	before := c.wait.seen
 	switch c.wait.seen = w.state(); c.wait.seen {
 	case connActive:
 		if c.wait.again = false; before == connActive && c.wait.at > 0 {
-			return // its time runs
+			return // its due time stays as it is
 		}
 	case connIdle:
 		c.wait.again = false
 	}
 	if h2 := c.h2.Load(); h2 != nil && c.wait.seen != connHijacked {
-		h2.leave() // it ends by itself, and on time
+		h2.leave() // its own goroutine ends it, and has its own time limits
 		d.waiting.remove(c)
 		return
 	}
@@ -438,11 +446,11 @@ func (d *drain) look(c *conn) {
 	}
 }
 
-// until returns until when a connection in the state w is waited for, and false if
-// that is not bounded.
+// until returns until when the drain waits for a connection in the state w, and
+// false if it waits without limit.
 func (d *drain) until(c *conn, w connWord) (due time.Duration, bounded bool) {
 	if c.has(flagHandshake) && (w.state() == connNew || w.state() == connReceiving) {
-		return w.since() + halfRequest, true
+		return w.since() + receivingLimit, true
 	}
 	switch w.state() {
 	case connNew, connIdle:
@@ -454,70 +462,71 @@ func (d *drain) until(c *conn, w connWord) (due time.Duration, bounded bool) {
 		}
 		return w.since() + d.m.rules.grace, true
 	case connActive:
-		// A response without an end of its request's body: the handler has left it,
-		// and net/http waits for it. At any other moment the flag is about to be set.
-		if c.turns == nil && !c.multiplexes() && !c.has(flagInHandler) {
-			return time.Since(d.m.began) + halfRequest, true
+		// The handler has returned without reading the request's body to its end, and
+		// net/http waits for the rest. Otherwise the handler is about to be called,
+		// which sets the flag.
+		if c.ioState == nil && !c.multiplexes() && !c.has(flagInHandler) {
+			return time.Since(d.m.began) + receivingLimit, true
 		}
 	case connReceiving:
-		if d.halfWait > 0 {
+		if d.receivingWait > 0 {
 			if c.wait.again {
-				return w.since() + lastLook, true
+				return w.since() + finalWait, true
 			}
-			return max(w.since(), d.begin) + d.halfWait, true
+			return max(w.since(), d.begin) + d.receivingWait, true
 		}
 	}
 	return 0, false
 }
 
-// end tells c, whose time has come in the state w, to end.
+// end tells c, which is due in the state w, to end.
 func (d *drain) end(c *conn, w connWord) {
-	half := w.state() == connReceiving
+	incomplete := w.state() == connReceiving
 	switch {
-	case half && c.wait.again:
+	case incomplete && c.wait.again:
 		c.cutSoon()
 		return
-	case c.has(flagHandshake) && !c.wait.again && c.ours() && sock.Pending(c.raw):
-		// The handshake's end, and perhaps a request, wait to be read.
+	case c.has(flagHandshake) && !c.wait.again && c.nonBlocking() && sock.Pending(c.raw):
+		// The rest of the handshake, and perhaps a request, wait to be read.
 		c.wait.again = true
-		d.waiting.set(c, time.Since(d.m.began)+lastLook)
+		d.waiting.set(c, time.Since(d.m.began)+finalWait)
 		return
-	case half:
+	case incomplete:
 		c.wait.again = true
 		c.set(flagGaveUp)
 	}
 	if !c.end(w) {
-		return // it has changed, and says so
+		return // the state has changed, so an event follows
 	}
 	c.wait.seen = connEnding
-	if c.ours() {
+	if c.nonBlocking() {
 		c.expire()
 	} else {
-		d.foreign = append(d.foreign, c)
+		d.toExpire = append(d.toExpire, c)
 	}
 	if d.overdue == 0 {
-		d.overdue = time.Since(d.m.began) + halfRequest
+		d.overdue = time.Since(d.m.began) + receivingLimit
 	}
 }
 
-// expireForeign sets the read deadlines of callers' connections, which may block:
-// a few together, since a goroutine for each would cost more than the rest of the
-// drain.
-func (d *drain) expireForeign() {
+// expireBlocking sets the read deadlines of callers' connections, on other
+// goroutines since that may block. Each goroutine sets several, since one for
+// each connection would cost more than the rest of the drain.
+func (d *drain) expireBlocking() {
 	const together = 32
-	for batch := range slices.Chunk(d.foreign, together) {
+	for batch := range slices.Chunk(d.toExpire, together) {
 		go func() {
 			for _, c := range batch {
 				c.expire()
 			}
 		}()
 	}
-	d.foreign = nil
+	d.toExpire = nil
 }
 
-// cutOverdue cuts the connections that were told to end long ago. Their Reads
-// return at once, unless a lock of a caller's connection is in the way, or the
-// goroutine that should read is somewhere else.
+// cutOverdue cuts the connections that were told to end receivingLimit ago.
+// Usually their Reads return at once. They do not if a lock of a caller's
+// connection is held, or if the goroutine that should read does something else.
 func (d *drain) cutOverdue(conns map[*conn]struct{}) {
 	now := time.Since(d.m.began)
 	if d.overdue == 0 || now < d.overdue {
@@ -529,7 +538,7 @@ func (d *drain) cutOverdue(conns map[*conn]struct{}) {
 		if w.state() != connEnding {
 			continue
 		}
-		if at := w.since() + halfRequest; at > now {
+		if at := w.since() + receivingLimit; at > now {
 			if d.overdue == 0 || at < d.overdue {
 				d.overdue = at
 			}
@@ -539,7 +548,8 @@ func (d *drain) cutOverdue(conns map[*conn]struct{}) {
 	}
 }
 
-// leave reports whether c is not waited for.
+// leave reports whether c is a hijacked connection that the drain does not wait
+// for, and counts it.
 func (d *drain) leave(c *conn) bool {
 	if c.wait.seen != connHijacked || d.m.rules.waitHijacked {
 		return false
@@ -549,10 +559,11 @@ func (d *drain) leave(c *conn) bool {
 	return true
 }
 
+// forget counts how c, which is closed, has ended.
 func (d *drain) forget(c *conn) {
 	d.waiting.remove(c)
 	switch {
-	case c.wait.again, c.wait.seen == connReceiving: // or its peer gave up
+	case c.wait.again, c.wait.seen == connReceiving: // given up here, or closed by the client
 		d.count.gaveUp++
 	case c.wait.seen == connEnding:
 		d.count.ended++
@@ -561,7 +572,7 @@ func (d *drain) forget(c *conn) {
 	}
 }
 
-// due tells those to end whose time has come.
+// due looks at the connections whose due time has come.
 func (d *drain) due() {
 	now := time.Since(d.m.began)
 	if p := d.m.rules.patience; p > 0 && !d.hurry && now >= d.begin+p {
@@ -579,7 +590,7 @@ func (d *drain) due() {
 			if !c.has(flagInHandler) {
 				c.expireSoon()
 			}
-			continue // or its handler has begun
+			continue // its handler runs, or its Read fails and it ends
 		}
 		d.look(c)
 	}
@@ -607,10 +618,10 @@ func (d *drain) setAlarm(alarm *time.Timer) {
 	alarm.Reset(max(0, next-time.Since(d.m.began)))
 }
 
-// A waitHeap holds connections that wait for a time, the earliest first.
+// A waitHeap holds connections ordered by their due time, the earliest first.
 type waitHeap []*conn
 
-// set makes c wait until due.
+// set sets c's due time, and adds c if it is not in the heap.
 func (h *waitHeap) set(c *conn, due time.Duration) {
 	c.wait.due = due
 	if c.wait.at > 0 {
@@ -634,14 +645,14 @@ func (h waitHeap) Swap(i, j int) {
 	h[i].wait.at, h[j].wait.at = int32(i)+1, int32(j)+1
 }
 
-// Push is heap.Interface's.
+// Push implements heap.Interface.
 func (h *waitHeap) Push(x any) {
 	c := x.(*conn)
 	*h = append(*h, c)
 	c.wait.at = int32(len(*h))
 }
 
-// Pop is heap.Interface's.
+// Pop implements heap.Interface.
 func (h *waitHeap) Pop() any {
 	old := *h
 	c := old[len(old)-1]

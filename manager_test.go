@@ -25,7 +25,7 @@ func TestHurryPassesWhoWaitsLonger(t *testing.T) {
 		go m.run()
 		accept := func() (*fakeConn, net.Conn, *conn) {
 			f := newFakeConn(func() {})
-			nc, c := track(m, f, nil, new(turns))
+			nc, c := track(m, f, nil, new(ioState))
 			m.added(c)
 			return f, nc, c
 		}
@@ -117,7 +117,7 @@ func startManager(t *testing.T) *manager {
 	return m
 }
 
-// awaitPending waits until bytes have come to c, which nobody reads.
+// awaitPending waits until bytes have come to c, which no goroutine reads.
 func awaitPending(t *testing.T, c *conn) {
 	t.Helper()
 	Eventually(t, func() (bool, any) { return sock.Pending(c.raw), "nothing has come, or Pending can't tell" })

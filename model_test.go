@@ -23,9 +23,10 @@ var (
 
 // TestModel plays random sequences of what can happen to connections, for a
 // protocol that reports its states (as HTTP does) and for one whose states come
-// from Read and Write, and looks after each event whether the manager and the
-// reference of reference_test.go say the same: who is open and in which state,
-// who was ended and when to the nanosecond, and when the drain was over. A failure names the seed that replays it:
+// from Read and Write. After each event the manager and the reference must agree:
+// on which connections are open and in which state, which were ended and when (to
+// the nanosecond), and when the drain was over. A failure names the seed that
+// replays it:
 //
 //	go test -run 'TestModel' -model.seed 1234
 func TestModel(t *testing.T) {
@@ -69,7 +70,7 @@ func playModel(t *testing.T, protocol string, seed uint64) {
 	})
 }
 
-// A play is one sequence: the manager, the reference, and who acts on both.
+// A play is one sequence: the manager, the reference, and the actors on both.
 type play struct {
 	t     *testing.T
 	rng   *rand.Rand
@@ -89,7 +90,7 @@ func newPlay(t *testing.T, protocol string, rng *rand.Rand) *play {
 	pick := func(ds ...time.Duration) time.Duration { return ds[rng.IntN(len(ds))] }
 	rules := drainRules{
 		grace:        pick(0, 100*time.Millisecond, 500*time.Millisecond, 2*time.Second),
-		half:         pick(0, time.Second, halfRequest),
+		receiving:    pick(0, time.Second, receivingLimit),
 		waitHijacked: rng.IntN(2) == 0,
 	}
 	if p.turns {
@@ -339,7 +340,7 @@ func (p *play) turnsEvent(a *actor) {
 	case n == 9 && r.busy < 3:
 		p.say("%v: busy", a)
 		r.busy++
-		a.holds = append(a.holds, a.c.turns.hold(a.c))
+		a.holds = append(a.holds, a.c.ioState.hold(a.c))
 		p.ref.turn(r)
 	case n == 10 && r.busy > 0:
 		p.say("%v: no longer busy", a)
@@ -421,9 +422,9 @@ func newActor(p *play, id int) *actor {
 		defer a.mu.Unlock()
 		a.closedAt = p.now()
 	})
-	var tr *turns
+	var tr *ioState
 	if p.turns {
-		tr = new(turns)
+		tr = new(ioState)
 	}
 	a.nc, a.c = track(p.m, a.fake, p.limit, tr)
 	return a
@@ -433,7 +434,7 @@ func (a *actor) String() string { return fmt.Sprintf("#%d", a.id) }
 
 // startReader reads as the server of a protocol does that waits for what comes
 // next: until the end if states are reported, for one turn if not.
-func (a *actor) startReader() { a.read(4096, a.c.turns == nil) }
+func (a *actor) startReader() { a.read(4096, a.c.ioState == nil) }
 
 func (a *actor) read(size int, on bool) {
 	done := make(chan struct{})
@@ -498,7 +499,7 @@ func (a *actor) idle(streams bool) {
 // hangUp closes as the protocol above does.
 func (a *actor) hangUp() {
 	a.nc.Close()
-	if a.c.turns == nil && a.c.load().state() != connHijacked {
+	if a.c.ioState == nil && a.c.load().state() != connHijacked {
 		a.c.gone()
 	}
 }
@@ -567,8 +568,8 @@ func (f *reference) due(c *refConn) (at time.Duration, what string) {
 		}
 		return max(at, f.began), "ended"
 	case connReceiving:
-		if f.rules.half > 0 {
-			return max(c.since, f.began) + f.rules.half, "gave up"
+		if f.rules.receiving > 0 {
+			return max(c.since, f.began) + f.rules.receiving, "gave up"
 		}
 	}
 	return -1, ""
@@ -592,7 +593,7 @@ func (f *reference) advance(to time.Duration) {
 	f.now = to
 }
 
-// settle ends whoever has to end now, and sees whether that was all.
+// settle ends the connections that have to end now, and the drain if none is left.
 func (f *reference) settle() {
 	if !f.draining || f.doneAt >= 0 {
 		return

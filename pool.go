@@ -12,48 +12,51 @@ import (
 	"time"
 )
 
-// Pool is the usual consumer of a queue: N goroutines that take items from a
-// channel or from a function and work on them, and that finish what they hold
-// when they are to end. Its Run is a worker for Group.Go:
+// Pool consumes a queue: N goroutines take items from a channel or a function and
+// work on them. When the pool is to end, they finish the items that they hold.
+// Run is a worker for Group.Go:
 //
 //	pool := &graceful.Pool[Mail]{N: 4, Queue: mails, Work: send}
 //	g.Go("mail", pool.Run)
 //
-// The report then names who of the pool has not come back.
+// GroupReport then lists the goroutines of the pool that are busy. The fields must
+// not be changed once Run was called.
 type Pool[T any] struct {
 	// N is the number of goroutines. 0 means 1.
 	N int
 
-	// Queue is where items come from. When it is closed and empty the pool
-	// ends. When Run's context ends the pool goes on as long as an item can be
-	// had without waiting, for who put it there counts on it, and then ends.
-	// Either Queue or Fetch has to be set.
+	// Queue is the channel from which items are taken. When it is closed and
+	// empty, the pool ends. When Run's context ends, the pool works on the items
+	// that are in the channel's buffer, or that a sender is waiting to send, and
+	// then ends. Either Queue or Fetch has to be set.
 	Queue <-chan T
 
-	// LeaveQueued leaves what is in Queue there when Run's context ends. It is
-	// for queues whose other side delivers again what was not acknowledged.
+	// LeaveQueued makes the pool take no more items from Queue once Run's context
+	// has ended. It is for queues whose source delivers unacknowledged items
+	// again.
 	LeaveQueued bool
 
-	// Fetch is where items come from: it waits for one, until ctx, which ends
-	// with Run's, ends. It is called by N goroutines at once. io.EOF ends the
-	// goroutine that gets it; ctx's error is none once ctx has ended; any
-	// other ends the pool. An item that Fetch returns without an error is
-	// worked on, whatever ctx says.
+	// Fetch is the function from which items are taken. It waits for an item, or
+	// until ctx ends, which is when Run's context does. It is called by N
+	// goroutines concurrently. If it returns io.EOF, or ctx's error after ctx has
+	// ended, the goroutine ends. Another error ends the pool. An item that Fetch
+	// returns without an error is worked on, also if ctx has ended.
 	Fetch func(ctx context.Context) (T, error)
 
-	// Work is called for each item, by N goroutines at once. ctx does not end
-	// with Run's: it ends when the pool's time is up (see Finishing and
-	// Timeout). An error or a panic ends the pool: what may fail has to be
-	// dealt with in Work. It has to be set.
+	// Work is called for each item, by N goroutines concurrently. ctx goes on when
+	// Run's context ends; it ends when the pool's time is up (see Finishing and
+	// Timeout). An error or a panic ends the pool, so Work has to handle the errors
+	// of single items itself. It has to be set.
 	Work func(ctx context.Context, item T) error
 
-	// Timeout is how long after its context's end Run waits for the items in
-	// hand. Work's context ends a little earlier (a tenth, at most 250 ms).
-	// 0 means no limit but that of a Group in which the pool runs.
+	// Timeout is how long Run waits for the items in hand, from when its context
+	// ends or a goroutine fails. Work's context ends a little earlier (a tenth of
+	// Timeout, at most 250 ms). 0 means no limit other than that of a Group in
+	// which the pool runs.
 	Timeout time.Duration
 
-	mu   sync.Mutex // guards what follows
-	busy map[int]time.Time
+	mu   sync.Mutex        // guards busy
+	busy map[int]time.Time // since when goroutine n, from 1, has had its item
 }
 
 // PoolWorker is a goroutine of a Pool that has an item in hand.
@@ -62,16 +65,18 @@ type PoolWorker struct {
 	Since time.Time // when it got the item
 }
 
-// errPoolFailed is the cause with which a failure ends the taking of items.
+// errPoolFailed is the cause with which Fetch's context ends when a goroutine has
+// failed.
 var errPoolFailed = errors.New("graceful: a worker of the pool failed")
 
-// Run starts the pool's goroutines and blocks until all of them have come
-// back, because items came to an end, ctx ended or one failed (then the others
-// finish what they hold). It returns their errors, joined, each with the
-// worker's number; nil if there are none. When Timeout is over first it
-// returns an error that wraps ErrLeftBehind and says who has not come back.
+// Run starts the pool's goroutines and blocks until all of them have returned.
+// They return when there are no more items, when ctx has ended, and when one of
+// them has failed; in each case they finish the items that they hold. Run returns
+// their errors, joined with errors.Join, each with the goroutine's number. If
+// Timeout passes first, Run returns an error that wraps ErrLeftBehind and lists
+// the busy goroutines, which go on.
 //
-// A Pool can run again, but not twice at once.
+// A Pool may be run again when Run has returned, but not concurrently.
 func (p *Pool[T]) Run(ctx context.Context) error {
 	if err := p.start(); err != nil {
 		return err
@@ -79,14 +84,14 @@ func (p *Pool[T]) Run(ctx context.Context) error {
 	n := max(1, p.N)
 	if t, ok := ctx.Value(taskKey{}).(*groupTask); ok {
 		t.g.mu.Lock()
-		t.detail = func() string { return p.whoIsBusy(n) }
+		t.detail = func() string { return p.busySummary(n) }
 		t.g.mu.Unlock()
 	}
 	taking, stopTaking := context.WithCancelCause(ctx)
 	defer stopTaking(nil)
 	working, cut := context.WithCancelCause(Finishing(ctx))
 	defer cut(nil)
-	ends := make(chan error, n) // its buffer lets those end who were left behind
+	ends := make(chan error, n) // buffered for goroutines that are left behind
 	for i := range n {
 		spawn(func() error { return p.consume(taking, working, i+1) }, func(err error) {
 			if err != nil {
@@ -113,19 +118,20 @@ func (p *Pool[T]) Run(ctx context.Context) error {
 			left--
 		case <-noMoreTaking:
 			noMoreTaking = nil
-			tell = time.After(p.Timeout - untilLeft(p.Timeout))
+			tell = time.After(p.Timeout - noticeOf(p.Timeout))
 			leave = time.After(p.Timeout)
 		case <-tell:
 			cut(ErrLeftBehind)
 		case <-leave:
-			errs = append(errs, fmt.Errorf("%w (%s)", ErrLeftBehind, p.whoIsBusy(n)))
+			errs = append(errs, fmt.Errorf("%w (%s)", ErrLeftBehind, p.busySummary(n)))
 			left = 0
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// Busy returns the goroutines that have an item in hand, the longest first.
+// Busy returns the goroutines that have an item in hand, those that have had it
+// longest first. It may be called at any time and from any goroutine.
 func (p *Pool[T]) Busy() []PoolWorker {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -139,7 +145,7 @@ func (p *Pool[T]) Busy() []PoolWorker {
 	return list
 }
 
-// start says what is wrong with the pool's fields, or makes it ready.
+// start returns an error if a field has an invalid value, and resets busy.
 func (p *Pool[T]) start() error {
 	if err := cmp.Or(notNegative("Pool.N", p.N), notNegative("Pool.Timeout", p.Timeout)); err != nil {
 		return err
@@ -170,7 +176,7 @@ func (p *Pool[T]) consume(taking, working context.Context, n int) error {
 	}
 }
 
-// take returns the next item, or false and perhaps why there is none.
+// take returns the next item, or false and nil or an error if there is none.
 func (p *Pool[T]) take(ctx context.Context) (item T, ok bool, err error) {
 	if p.Fetch != nil {
 		if ctx.Err() != nil {
@@ -202,7 +208,7 @@ func (p *Pool[T]) take(ctx context.Context) (item T, ok bool, err error) {
 	}
 }
 
-// mark notes that worker n has an item in hand, or has not.
+// mark records whether goroutine n has an item in hand.
 func (p *Pool[T]) mark(n int, busy bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -213,15 +219,15 @@ func (p *Pool[T]) mark(n int, busy bool) {
 	}
 }
 
-// whoIsBusy is Busy in words: "2 of 4 busy: 1 for 12.3s, 3 for 200ms".
-func (p *Pool[T]) whoIsBusy(n int) string {
+// busySummary returns Busy as text: "2 of 4 busy: 1 for 12.3s, 3 for 200ms".
+func (p *Pool[T]) busySummary(n int) string {
 	busy := p.Busy()
 	if len(busy) == 0 {
 		return ""
 	}
-	who := make([]string, len(busy))
+	list := make([]string, len(busy))
 	for i, w := range busy {
-		who[i] = fmt.Sprintf("%d for %v", w.N, time.Since(w.Since).Round(time.Millisecond))
+		list[i] = fmt.Sprintf("%d for %v", w.N, time.Since(w.Since).Round(time.Millisecond))
 	}
-	return fmt.Sprintf("%d of %d busy: %s", len(busy), n, strings.Join(who, ", "))
+	return fmt.Sprintf("%d of %d busy: %s", len(busy), n, strings.Join(list, ", "))
 }

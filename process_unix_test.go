@@ -456,9 +456,9 @@ func signalStorm(t *testing.T) bool {
 	return true
 }
 
-// TestNoDescriptors: a process that has no descriptor left for the next
-// connection takes those that wait as others end, while it serves and also when
-// it is stopped in that state. Nobody is lost.
+// TestNoDescriptors: a process that has no descriptor left accepts waiting
+// connections as others end, while it serves and also when it is stopped in that
+// state. No request is lost.
 func TestNoDescriptors(t *testing.T) {
 	t.Parallel()
 	for _, stopped := range []bool{false, true} {

@@ -12,9 +12,9 @@ import (
 	"github.com/seed-121bbccf/graceful/internal/sock"
 )
 
-// A Listener gives a server of any protocol, which only has to know Accept,
-// the shutdown that Server gives to HTTP. Make one with NewListener, and let
-// the server accept from it:
+// A Listener gives a server of any protocol the shutdown that Server gives to
+// HTTP. The server needs nothing but Accept. Make a Listener with NewListener,
+// and let the server accept from it:
 //
 //	l := graceful.NewListener(ln)
 //	l.Timeout = 10 * time.Second
@@ -22,89 +22,100 @@ import (
 //	...
 //	err := l.Shutdown(ctx)
 //
-// It needs no help from the protocol. A connection is idle while it waits in
-// Read and no byte has been read from it since the last Write began; otherwise
-// it is in use. A protocol for which that is wrong says so with Busy.
-// So that a proxy's connections can be idle too, io.Copy to one goes through
-// user space, unless what it copies is a file.
+// The state of a connection is derived from its Reads and Writes. It is idle
+// while a Read waits and no byte has been read since the last Write began;
+// otherwise it is in use. For protocols where that is wrong, call Busy. io.Copy
+// to a connection goes through user space, unless it copies from a file, so that
+// a proxy's connection is idle while the proxy waits for data.
 //
-// From the drain on, connections that have been idle for the quiet window are
-// closed; after Patience each is at its first idle moment, between two
-// commands. To whoever reads a connection that is closed, it looks as if the
-// peer had closed it: Read returns io.EOF. So a server that reads, handles and
-// writes in turn ends its connections as it always does.
+// During the drain, a connection is closed when it has been idle for IdleGrace.
+// After Patience it is closed as soon as it is idle, between two commands. Its
+// pending Read returns io.EOF, as if the peer had closed the connection. So a
+// server that reads, handles and writes in turn ends its connections as usual.
 //
-// Accept does not return an error before the shutdown is over, unless Close
-// was called: many a server takes it as the moment to close everything.
+// Protocols that answer out of order (gRPC, multiplexed RPC) must not be served
+// behind a Listener: after a quick answer the connection is idle although a slow
+// call is in progress, and the drain closes it. Use Group.Server with StopThenKill
+// or ShutdownThenClose for their servers, or Busy for each call.
 //
-// The fields must not be changed once Accept has been called.
+// Accept returns no error before the shutdown is over, unless Close was called,
+// because many servers close all their connections when Accept fails.
+//
+// The fields must not be changed once Accept, Close or Shutdown has been called.
+// The methods may be called concurrently.
 type Listener struct {
 	// Timeout is how long the shutdown waits for connections in use once
-	// draining has begun, before it closes them. 0 waits without end, also
-	// for a peer that never completes what it has begun to say.
+	// draining has begun, before it closes them. 0 waits without limit, even
+	// for a peer that never completes the command that it has begun to send.
 	Timeout time.Duration
 
 	// ShutdownDelay is how long connections are accepted and served as before
-	// after the shutdown has begun. 0 means not at all.
+	// after the shutdown has begun. 0 means that draining begins at once.
 	ShutdownDelay time.Duration
 
 	// IdleGrace is how long a connection must have been quiet before it is
-	// closed during the drain. 0 means 500 ms, negative none.
+	// closed during the drain: its quiet period. 0 means 500 ms. A negative
+	// value means that idle connections are closed at once.
 	IdleGrace time.Duration
 
-	// Patience is how long after the drain's begin the quiet windows last:
-	// clients of a protocol without a farewell never fall quiet. 0 means four
-	// quiet windows, negative without end.
+	// Patience is how long after the begin of draining IdleGrace applies. From
+	// then on a connection is closed as soon as it is idle, because the clients
+	// of a protocol without a goodbye message may never pause for IdleGrace.
+	// 0 means four times IdleGrace, a negative value no limit.
 	Patience time.Duration
 
 	// Limit is how many connections may be open at once; 0 means no limit.
+	// Accept waits while the limit is reached.
 	Limit int
 
 	// OnDrain is called, if not nil, with every connection that is open when
-	// draining begins, and with those accepted later, so that a protocol that
-	// has a farewell can say it (SMTP's 421, MQTT's DISCONNECT, a push of
-	// RESP). It is called once for each, on a goroutine of its own, when the
-	// connection is idle: at once, or else at its first idle moment, for in
-	// the middle of a command the farewell would be taken for the answer. A
-	// command that crosses it on the wire is carried out and answered.
+	// draining begins, and with those accepted later. A protocol that has a
+	// goodbye message can send it here (SMTP's 421, MQTT's DISCONNECT, a push of
+	// RESP). OnDrain is called once for each connection, on a goroutine of its
+	// own, as soon as the connection is idle: during a command, the client would
+	// take the message for the answer. A command that crosses the message on the
+	// wire is still handled and answered.
 	//
-	// The connection is in use until OnDrain returns, and its quiet window
-	// counts from then on. What OnDrain writes to it does not count as an
-	// answer. It gets the connection below a TLS that the server lays over it.
+	// The connection is in use until OnDrain returns, and its quiet period
+	// begins then. What OnDrain writes does not count as an answer. If the server
+	// runs TLS over the accepted connection, OnDrain gets the connection below
+	// TLS.
 	OnDrain func(net.Conn)
 
-	// OwnsListener is as in Server.
+	// OwnsListener says that no other process shares the listener's socket. See
+	// Server.OwnsListener.
 	OwnsListener bool
 
 	// HandleSignals makes SIGINT and SIGTERM begin the shutdown, and a second
-	// one end it, as they do with a Server.
+	// signal kill it, as with a Server. Signals are caught from the first Accept
+	// until the shutdown is over.
 	HandleSignals bool
 
-	// Logger is where the shutdown is reported; nil means nowhere.
+	// Logger is where the shutdown is logged; nil means that it is not.
 	Logger *log.Logger
 
-	// LogFunc takes Logger's place if it is not nil.
+	// LogFunc is used instead of Logger if it is not nil.
 	LogFunc func(format string, args ...any)
 
 	l    net.Listener
 	life lifecycle
 
 	once sync.Once // prepare
-	err  error
-	tl   *listener
+	err  error     // of prepare
+	tl   *listener // wraps l; nil if the shutdown began before prepare
 
-	calls     atomic.Uint64 // of Accept, so far
-	accepting atomic.Int32  // those of them that are under way
+	calls     atomic.Uint64 // how often Accept was called
+	accepting atomic.Int32  // how many calls of Accept have not returned
 	closed    chan struct{} // closed by Close
 	closeOnce sync.Once
 }
 
 // NewListener returns a Listener that accepts from l. It panics if l is nil.
 //
-// What is said of Server.Serve's listener goes for l: to lose nobody who has
-// just connected, let it be one of Listen's, or set OwnsListener. TLS may be
-// below it (tls.NewListener) or above it; above, a connection counts as in use
-// until the first answer after its handshake.
+// As with Server.Serve, connections that are just being established can only be
+// kept if l comes from Listen or OwnsListener is set. l may be a TLS listener
+// (tls.NewListener), or the server may run TLS over what it accepts; in that
+// case a connection counts as in use until the first answer after its handshake.
 func NewListener(l net.Listener) *Listener {
 	if l == nil {
 		panic("graceful: NewListener with a nil listener")
@@ -112,12 +123,12 @@ func NewListener(l net.Listener) *Listener {
 	return &Listener{l: l, closed: make(chan struct{})}
 }
 
-// Addr returns the address of the listener below.
+// Addr returns the address of the listener that was given to NewListener.
 func (l *Listener) Addr() net.Addr { return l.l.Addr() }
 
-// Accept waits for the next connection. A field that makes no sense is an
-// error of the first call and of all others. During the drain it goes on
-// returning connections that had connected before; then it blocks until the
+// Accept waits for the next connection. If a field has an invalid value, every
+// call returns an error that names the field. During the drain Accept returns
+// the connections that were in the accept queue; then it blocks until the
 // shutdown is over and returns an error that wraps net.ErrClosed.
 func (l *Listener) Accept() (net.Conn, error) {
 	l.calls.Add(1)
@@ -146,10 +157,10 @@ func (l *Listener) Accept() (net.Conn, error) {
 }
 
 // Close stops accepting, as a net.Listener's Close does: a blocked Accept
-// returns at once. Connections that had been accepted are drained, without
-// ShutdownDelay, and nobody waits for it: servers call Close and then wait for
-// their connections in their own way. To close those as well, call Shutdown
-// with a context that has ended. Further calls return nil.
+// returns at once. Close begins a shutdown without ShutdownDelay and does not
+// wait for it, because servers call Close and then wait for their connections
+// themselves. To close the connections as well, call Shutdown with a context
+// that has ended. Further calls return nil.
 func (l *Listener) Close() error {
 	l.init()
 	var err error
@@ -157,27 +168,28 @@ func (l *Listener) Close() error {
 		close(l.closed)
 		if l.prepare() != nil || l.tl == nil {
 			err = l.l.Close()
-			l.life.order("Close", nil)
+			l.life.begin("Close", nil)
 			return
 		}
 		err = l.tl.Close()
 		l.life.skipDelay()
-		l.life.order("Close", nil)
+		l.life.begin("Close", nil)
 		l.life.release(l.tl)
 	})
 	return err
 }
 
-// Shutdown drains the connections and returns when that is over. If ctx ends
-// first, it closes what is left and returns ctx's error. If Timeout or a second
-// signal ended it, the error wraps ErrKilled and the report names what was
-// closed. Further calls wait for the same shutdown.
+// Shutdown begins the shutdown and returns when it is over. If ctx ends first,
+// Shutdown closes the connections that are left and returns ctx's error. If
+// connections in use were closed because of Timeout or a second signal, the
+// error wraps ErrKilled and the report lists them. Further calls wait for the
+// same shutdown.
 func (l *Listener) Shutdown(ctx context.Context) error {
 	l.init()
 	if l.prepare() != nil {
 		l.l.Close() // nothing was accepted, and nothing will be
 	}
-	l.life.order("Shutdown", nil)
+	l.life.begin("Shutdown", nil)
 	return l.life.wait(ctx)
 }
 
@@ -187,43 +199,44 @@ func (l *Listener) Done() <-chan struct{} {
 	return l.life.stopped
 }
 
-// Draining returns a channel that is closed at the first moment of the
-// shutdown.
+// Draining returns a channel that is closed when the shutdown begins, before
+// ShutdownDelay.
 func (l *Listener) Draining() <-chan struct{} {
 	l.init()
 	return l.life.draining
 }
 
-// Phase returns where the listener stands.
+// Phase returns the phase of the shutdown, PhaseServing before it.
 func (l *Listener) Phase() Phase { return l.life.Phase() }
 
-// Stats counts the open connections. It takes time in proportion to them.
+// Stats counts the open connections. Its cost is proportional to their number.
 func (l *Listener) Stats() Stats {
 	l.init()
 	return l.life.stats()
 }
 
-// Report says what the shutdown has done so far; after the end of it, what it
-// did.
+// Report returns the report of the shutdown: zero before it, up to now while it
+// runs, and final once it is over.
 func (l *Listener) Report() Report {
 	l.init()
 	return l.life.currentReport()
 }
 
-// Busy keeps the connection c in use until done is called, whatever is read
-// and written: for protocols whose reader hands its commands to others, and
-// for those in which the server speaks unasked. It may be called several times
-// for one connection; done may be called more than once, which changes
-// nothing.
+// Busy makes the connection c count as in use until done is called, whatever is
+// read and written. It is for protocols in which the goroutine that reads hands
+// commands to other goroutines, and for those in which the server sends
+// unsolicited messages. Busy may be called several times for one connection,
+// which then is in use until every done was called. Further calls of the same
+// done have no effect.
 //
-// c is a connection that a Listener accepted, or one over it that has a NetConn
-// method, as *tls.Conn has. For any other Busy does nothing.
+// c is a connection that a Listener accepted, or a wrapper around it that has a
+// NetConn method, as *tls.Conn has. For other connections Busy does nothing.
 func Busy(c net.Conn) (done func()) {
 	t := trackedConn(c)
-	if t == nil || t.turns == nil {
+	if t == nil || t.ioState == nil {
 		return func() {}
 	}
-	return t.turns.hold(t)
+	return t.ioState.hold(t)
 }
 
 func (l *Listener) init() { l.life.init((*anyProtocol)(l)) }
@@ -232,8 +245,8 @@ func (l *Listener) errClosed() error {
 	return &net.OpError{Op: "accept", Net: l.Addr().Network(), Addr: l.Addr(), Err: net.ErrClosed}
 }
 
-// prepare checks the fields and lays tracking over the listener. tl stays nil
-// if the shutdown was quicker.
+// prepare checks the fields and wraps the listener, once. tl stays nil if the
+// shutdown has begun already.
 func (l *Listener) prepare() error {
 	l.init()
 	l.once.Do(func() {
@@ -255,13 +268,13 @@ func (l *Listener) prepare() error {
 		tl := newListener(&l.life, m, below, limit)
 		tl.original = l.l
 		tl.owned = isOwn(below) || l.OwnsListener
-		tl.reuse = true // the listener's own business; harmless if it isn't
+		tl.reuse = true // SO_REUSEPORT may be set on l; harmless if it is not
 		tl.grace = graceOf(l.IdleGrace)
 		tl.wrap = func(nc net.Conn) (net.Conn, *conn) {
-			t := new(turns)
+			t := new(ioState)
 			wrapped, c := track(m, nc, limit, t)
 			if l.OnDrain != nil {
-				t.parting = func() bool { return l.life.Phase() >= PhaseDraining }
+				t.draining = func() bool { return l.life.Phase() >= PhaseDraining }
 				t.farewell = func() { l.OnDrain(farewellConn{wrapped, c}) }
 			}
 			return wrapped, c
@@ -322,15 +335,15 @@ func (p *anyProtocol) finish(*manager, int) string  { return "" }
 func (p *anyProtocol) requests(*conn) []requestLine { return nil }
 func (p *anyProtocol) streams() int                 { return 0 }
 
-// finishRequests says farewell to the connections that are idle, before the
-// manager ends those that have been so for long. Those that are not in its
-// list yet have not been read, and will find the phase when they are.
+// finishRequests calls OnDrain for the connections that are idle, before the
+// manager closes those whose quiet period is over. A connection that is not in
+// the manager's list yet has not been read; its first Read sees the phase.
 func (p *anyProtocol) finishRequests(context.Context) <-chan struct{} {
 	if p.OnDrain == nil {
 		return nil
 	}
 	for _, c := range p.life.openConns() {
-		c.turns.part(c)
+		c.ioState.sayFarewell(c)
 	}
 	return nil
 }
@@ -341,10 +354,10 @@ func (p *anyProtocol) beginDrain() {
 	}
 }
 
-// watchAccept closes the listener when nobody accepts from it any more. A
-// server that does one thing at a time comes back to Accept when it has done
-// with a connection; one that does not come back must not keep the shutdown
-// from ending.
+// watchAccept closes the listener when the server does not call Accept any
+// more, so that such a server does not keep the shutdown from ending. A server
+// that handles one connection at a time calls Accept again when that connection
+// has ended.
 func (l *Listener) watchAccept() {
 	tick := time.NewTicker(max(graceOf(l.IdleGrace)/2, 10*time.Millisecond))
 	defer tick.Stop()
@@ -354,8 +367,8 @@ func (l *Listener) watchAccept() {
 		select {
 		case <-tick.C:
 		case <-closed:
-			// The last Accept says that it is the last; where none is under way
-			// nothing does.
+			// The last Accept to return releases the listener. If none is under
+			// way, it is released here.
 			if !l.tl.hasBacklog() {
 				l.life.release(l.tl)
 				return
@@ -364,8 +377,8 @@ func (l *Listener) watchAccept() {
 		case <-l.life.stopped:
 			return
 		}
-		// Once is not enough: it may be on its way from a connection that
-		// has just ended to Accept.
+		// Two ticks in a row: after the first, the server may be between a
+		// connection that has just ended and its next Accept.
 		calls, was := l.calls.Load(), idle
 		idle = calls == seen && l.accepting.Load() == 0 && l.life.stats().Open() == 0
 		if idle && was {
@@ -376,8 +389,8 @@ func (l *Listener) watchAccept() {
 	}
 }
 
-// A farewellConn is what OnDrain gets: it writes past the turns, since what it
-// writes is no answer.
+// A farewellConn is what OnDrain gets. Its Write bypasses the ioState, since the
+// message is not an answer.
 type farewellConn struct {
 	net.Conn
 	c *conn
@@ -388,92 +401,92 @@ func (f farewellConn) Write(p []byte) (int, error) { return f.c.raw.Write(p) }
 // NetConn lets Busy find the connection.
 func (f farewellConn) NetConn() net.Conn { return f.Conn }
 
-// turns derives a connection's state from its Reads and Writes alone, for
-// protocols that nobody here speaks: it is idle while it waits in Read and no
-// byte has been read since the last Write began, and in use otherwise. A
-// protocol for which that is wrong says so with Busy.
+// An ioState derives a connection's state from its Reads and Writes, for
+// protocols that this package does not parse. The connection is idle while a
+// Read waits and no byte has been read since the last Write began, and in use
+// otherwise or while Busy says so.
 //
-// farewell, if not nil, is called at the first idle moment at which parting
-// reports true, once, on a goroutine of its own. Until it returns the
-// connection is in use.
-type turns struct {
+// farewell, if not nil, is called once, on a goroutine of its own, as soon as
+// the connection is idle and draining reports true. The connection is in use
+// until farewell returns.
+type ioState struct {
 	farewell func()      // immutable
-	parting  func() bool // immutable; nil without farewell
+	draining func() bool // immutable; nil without farewell
 
-	mu      sync.Mutex // guards what follows, and the order of states
-	reading bool       // a Read is waiting, or the last one brought nothing
-	asked   bool       // bytes were read since the last Write began
-	writing int        // Writes under way
-	busy    int        // calls of Busy not yet done
-	said    bool       // farewell was called
+	mu            sync.Mutex // guards what follows, and the order of calls of setState
+	reading       bool       // a Read is waiting, or the last one returned no bytes
+	unanswered    bool       // bytes were read since the last Write began
+	writing       int        // Writes under way
+	busy          int        // calls of Busy not yet done, and farewell under way
+	farewellBegun bool       // farewell was called
 }
 
-func (t *turns) enterRead(c *conn) {
+func (t *ioState) enterRead(c *conn) {
 	t.mu.Lock()
 	t.reading = true
-	t.settleLocked(c)
+	t.updateLocked(c)
 	t.mu.Unlock()
 }
 
-func (t *turns) received(c *conn) {
+func (t *ioState) received(c *conn) {
 	t.mu.Lock()
-	t.reading, t.asked = false, true
-	t.settleLocked(c)
+	t.reading, t.unanswered = false, true
+	t.updateLocked(c)
 	t.mu.Unlock()
 }
 
-func (t *turns) beginWrite(c *conn) {
+func (t *ioState) beginWrite(c *conn) {
 	t.mu.Lock()
-	t.asked = false
+	t.unanswered = false
 	t.writing++
-	t.settleLocked(c)
+	t.updateLocked(c)
 	t.mu.Unlock()
 }
 
-func (t *turns) endWrite(c *conn) {
+func (t *ioState) endWrite(c *conn) {
 	t.mu.Lock()
 	t.writing--
-	t.settleLocked(c)
+	t.updateLocked(c)
 	t.mu.Unlock()
 }
 
-// hold keeps the connection in use until the function that it returns is
-// called, once or more often.
-func (t *turns) hold(c *conn) (done func()) {
+// hold keeps the connection in use until done is called; further calls of done
+// have no effect.
+func (t *ioState) hold(c *conn) (done func()) {
 	t.mu.Lock()
 	t.busy++
-	t.settleLocked(c)
+	t.updateLocked(c)
 	t.mu.Unlock()
 	var once sync.Once
-	return func() { once.Do(func() { t.letGo(c) }) }
+	return func() { once.Do(func() { t.release(c) }) }
 }
 
-func (t *turns) letGo(c *conn) {
+func (t *ioState) release(c *conn) {
 	t.mu.Lock()
 	t.busy--
-	t.settleLocked(c)
+	t.updateLocked(c)
 	t.mu.Unlock()
 }
 
-// part says farewell if the connection is idle. Otherwise it says it itself
-// when it comes to be.
-func (t *turns) part(c *conn) {
+// sayFarewell calls farewell if the connection is idle. Otherwise a later
+// updateLocked does.
+func (t *ioState) sayFarewell(c *conn) {
 	t.mu.Lock()
-	t.settleLocked(c)
+	t.updateLocked(c)
 	t.mu.Unlock()
 }
 
-// settleLocked moves the connection to where it belongs now. The manager may
-// be told with mu held: it takes no lock.
-func (t *turns) settleLocked(c *conn) {
+// updateLocked sets the connection's state from t's fields. setState sends to
+// the manager with mu held; the manager takes no lock, so this cannot deadlock.
+func (t *ioState) updateLocked(c *conn) {
 	is := c.load().state()
-	inUse := t.asked || t.writing > 0 || t.busy > 0
-	if !inUse && t.reading && t.farewell != nil && !t.said && is != connClosed && t.parting() &&
+	inUse := t.unanswered || t.writing > 0 || t.busy > 0
+	if !inUse && t.reading && t.farewell != nil && !t.farewellBegun && is != connClosed && t.draining() &&
 		!sock.Pending(c.raw) { // bytes there are a command that is about to be read
-		t.said, inUse = true, true
+		t.farewellBegun, inUse = true, true
 		t.busy++
 		go func() {
-			defer t.letGo(c)
+			defer t.release(c)
 			t.farewell()
 		}()
 	}

@@ -159,7 +159,7 @@ func TestListenerUnderHTTP(t *testing.T) {
 	client.CloseIdleConnections()
 }
 
-// Clients whom nobody has accepted when the shutdown begins are served.
+// Clients that have not been accepted when the shutdown begins are served.
 func TestListenerEmptiesQueue(t *testing.T) {
 	t.Parallel()
 	const waiting = 50

@@ -255,7 +255,7 @@ func TestListenerShutdownContext(t *testing.T) {
 		}
 		wantTime(t, "the kill", time.Since(s.began), 2*time.Second)
 		c.end(t)
-		// The same shutdown, for whoever comes later.
+		// A later call waits for the same shutdown.
 		if err := l.Shutdown(context.Background()); !errors.Is(err, graceful.ErrKilled) {
 			t.Errorf("again: %v", err)
 		}
@@ -369,7 +369,7 @@ func TestListenerCloseWhileDraining(t *testing.T) {
 	})
 }
 
-// A listener that nobody ever accepted from ends.
+// A listener whose Accept was never called ends.
 func TestListenerUnused(t *testing.T) {
 	for _, how := range []string{"Close", "Shutdown"} {
 		t.Run(how, func(t *testing.T) {
@@ -555,7 +555,7 @@ func TestBusy(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				ql, l := newQueued()
 				l.Patience = -1
-				// Every command is handed to a worker, who keeps the
+				// Every command is handed to a worker, which keeps the
 				// connection busy; its first answer comes at once.
 				s := &lineServer{over: tc.over}
 				s.handle = func(c net.Conn, line string) (string, bool) {
@@ -665,7 +665,7 @@ func TestListenerOnDrain(t *testing.T) {
 		time.Sleep(time.Minute)
 		busy.say(t, "wait 3s\n")
 		synctest.Wait()
-		// It has connected, and nobody has accepted it when the drain begins.
+		// It has connected, and has not been accepted when the drain begins.
 		late := newLineClient(ql.dialPipe())
 		for _, c := range []*lineClient{quiet, busy} {
 			c.began = time.Now()

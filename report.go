@@ -6,34 +6,36 @@ import (
 	"time"
 )
 
-// A Phase is where a server stands between serving and its end.
+// A Phase is a step of a server's shutdown.
 //
 //	serving ──▶ delaying ──▶ draining ──▶ stopped
 //	                             └─▶ killing ─▶ stopped
 type Phase int32
 
 const (
-	// PhaseServing: no shutdown has begun. Goes to PhaseDelaying.
+	// PhaseServing: no shutdown has begun. PhaseDelaying follows.
 	PhaseServing Phase = iota
 
-	// PhaseDelaying: load balancers are given time to notice; everything is
-	// still served. Goes to PhaseDraining and PhaseKilling.
+	// PhaseDelaying: the ready handler answers 503, and connections are still
+	// accepted and served, until ShutdownDelay has passed. PhaseDraining follows.
 	PhaseDelaying
 
-	// PhaseDraining: nothing new is accepted, what is there is finished.
-	// Goes to PhaseStopped and PhaseKilling.
+	// PhaseDraining: no new client is admitted, requests that have reached the
+	// server are answered, and connections are closed. PhaseStopped follows, or
+	// PhaseKilling after a timeout or a kill.
 	PhaseDraining
 
-	// PhaseKilling: what was left is being closed. Goes to PhaseStopped.
+	// PhaseKilling: the connections that were left are being closed.
+	// PhaseStopped follows.
 	PhaseKilling
 
-	// PhaseStopped is terminal.
+	// PhaseStopped: the shutdown is over. This phase is final.
 	PhaseStopped
 )
 
 var phaseNames = [...]string{"serving", "delaying", "draining", "killing", "stopped"}
 
-// String returns the phase's name in lower case.
+// String returns the phase's name in lower case, as "draining".
 func (p Phase) String() string {
 	if p < 0 || int(p) >= len(phaseNames) {
 		return fmt.Sprintf("Phase(%d)", int32(p))
@@ -41,26 +43,28 @@ func (p Phase) String() string {
 	return phaseNames[p]
 }
 
-// Stats counts a server's open connections by what they are doing.
+// Stats counts a server's open connections by their state. Each connection is
+// counted in one of New, Receiving, Active, Idle and Hijacked. Those of a
+// Listener are New, Active or Idle.
 type Stats struct {
-	Phase Phase
+	Phase Phase // the phase at which they were counted
 
-	New       int // connected, and have said nothing yet
-	Receiving int // have sent part of a request
-	Active    int // have a request in progress
-	Idle      int // wait for their next request, or are about to be closed
-	Hijacked  int // were taken over by a handler (WebSockets)
+	New       int // accepted, and nothing was read from them yet
+	Receiving int // part of a request has been read
+	Active    int // a request is in progress
+	Idle      int // waiting for the next request, or about to be closed
+	Hijacked  int // taken over by a handler (WebSockets)
 
-	// HTTP2 is how many of them speak HTTP/2, and Streams how many requests
-	// are in progress on those. Both are 0 for a Listener.
+	// HTTP2 is how many of the connections speak HTTP/2, and Streams how many
+	// requests are in progress on those. Both are 0 for a Listener.
 	HTTP2   int
 	Streams int
 }
 
-// Open is the number of open connections.
+// Open returns the number of open connections.
 func (s Stats) Open() int { return s.New + s.Receiving + s.Active + s.Idle + s.Hijacked }
 
-// String returns the counts in one line.
+// String returns the phase and the counts in one line.
 func (s Stats) String() string {
 	line := fmt.Sprintf("%s: %d in flight, %d idle, %d new, %d receiving, %d hijacked",
 		s.Phase, s.Active, s.Idle, s.New, s.Receiving, s.Hijacked)
@@ -70,7 +74,7 @@ func (s Stats) String() string {
 	return line
 }
 
-// statsOf makes a census presentable.
+// statsOf returns the Stats of a census.
 func statsOf(c census, phase Phase, streams int) Stats {
 	s := statesOf(c.open)
 	s.Phase, s.HTTP2, s.Streams = phase, c.http2, streams
@@ -88,58 +92,64 @@ func statesOf(by [connStates]int) Stats {
 }
 
 // A Report says what a shutdown did, how long it took and what it waited for.
-// Before the shutdown it is zero, during it as far as it goes, and final once
-// the server has stopped.
+// It is zero before the shutdown, describes the shutdown so far while it runs
+// (the counts are then up to a second old), and is final once the server has
+// stopped.
 type Report struct {
-	// Phase is how far the shutdown had come when the report was made.
+	// Phase is the phase at which the report was made.
 	Phase Phase
 
-	// Reason is what began it: a signal's name, "Stop", "Shutdown", "Close",
-	// the end of Start's context, an error of Accept.
+	// Reason is why the shutdown began: a signal's name, "Stop", "Shutdown",
+	// "Close", the end of Start's context, an error of Accept.
 	Reason string
 
-	// KillReason is what ended it before it was over: the timeout, a second
-	// signal, Close, the end of Shutdown's context; else empty.
+	// KillReason is why connections were killed: the timeout, a second signal,
+	// Close, the end of Shutdown's context. It is empty if none was.
 	KillReason string
 
 	// Began is when the shutdown began.
 	Began time.Time
 
-	// Delay, Drain and Kill are how long each phase took.
+	// Delay, Drain and Kill are how long each phase took, or has taken so far.
 	Delay, Drain, Kill time.Duration
 
-	// Start counts the connections at the moment at which draining began.
+	// Start counts the connections that were open when draining began.
 	Start Stats
 
-	// How connections ended since draining began.
-	Late     int // were accepted then: they had connected before, or raced with it
-	Finished int // were closed after their last answer, or by the client
-	Idle     int // were quiet, and closed
-	GaveUp   int // had sent part of a request, and never the rest
-	Left     int // were hijacked, and not waited for
+	// How many connections were accepted, and ended, since draining began.
+	Late     int // accepted: from the accept queue, or connected just then
+	Finished int // closed after their last response, or by the client
+	Idle     int // closed when nothing had come for IdleGrace
+	GaveUp   int // closed because the rest of a request did not come
+	Left     int // hijacked connections that were not waited for
 
-	// Killed are those that had to be closed in the middle of something.
+	// Killed lists the connections that were closed while the shutdown still
+	// waited for them.
 	Killed []KilledConn
 
-	// HTTP2 says how HTTP/2 clients were told to leave, and why so if it was
-	// not in two steps. Empty for a Listener.
+	// HTTP2 says by what GOAWAY frames HTTP/2 clients were told to leave, and
+	// why if it was not in two steps. It is empty if there was no such client, and
+	// for a Listener.
 	HTTP2 string
 }
 
-// A KilledConn is a connection that was closed in the middle of something.
+// A KilledConn is a connection that was closed because the time for the shutdown
+// was over.
 type KilledConn struct {
-	RemoteAddr string
-	State      string // new, receiving, active, idle, ending, hijacked
+	RemoteAddr string // the client's address; "unknown" if RemoteAddr blocks or is nil
+	State      string // new, receiving, active, idle, ending or hijacked
 
-	// Age is how long it had been in that state. That of an active one counts
-	// from the first byte of its request, where that was seen.
+	// Age is how long the connection had been in that state. For an active
+	// connection it counts from the first byte of the request, if that is known.
 	Age time.Duration
 
-	// Requests are those in progress, as "METHOD /path".
+	// Requests lists the requests in progress, each as METHOD "/path". The
+	// request's target is quoted as by strconv.Quote. Of a longer one the first 200
+	// bytes are kept, followed by … and its length.
 	Requests []string
 }
 
-// String returns one line about the connection.
+// String returns the connection's address, state, age and requests in one line.
 func (k KilledConn) String() string {
 	line := fmt.Sprintf("%s %s for %s", k.RemoteAddr, k.State, round(k.Age))
 	if len(k.Requests) > 0 {
@@ -148,10 +158,11 @@ func (k KilledConn) String() string {
 	return line
 }
 
-// Total is how long the shutdown took.
+// Total returns how long the shutdown took, or has taken so far.
 func (r Report) Total() time.Duration { return r.Delay + r.Drain + r.Kill }
 
-// String returns the report as a person would read it, in several lines.
+// String returns the report as text of several lines, for a log. It has no
+// newline at its end.
 func (r Report) String() string {
 	if r.Reason == "" {
 		return "no shutdown yet"
@@ -168,7 +179,7 @@ func (r Report) String() string {
 		fmt.Fprintf(&b, "  of these HTTP/2: %d connections with %d streams; %s\n",
 			r.Start.HTTP2, r.Start.Streams, r.HTTP2)
 	}
-	fmt.Fprintf(&b, "  then: %d accepted late, %d finished, %d idle closed, %d given up, %d hijacked left, %d killed",
+	fmt.Fprintf(&b, "  then: %d accepted late, %d finished, %d idle closed, %d incomplete given up, %d hijacked left open, %d killed",
 		r.Late, r.Finished, r.Idle, r.GaveUp, r.Left, len(r.Killed))
 	for _, k := range r.Killed {
 		fmt.Fprintf(&b, "\n  killed %s", k)
@@ -176,7 +187,7 @@ func (r Report) String() string {
 	return b.String()
 }
 
-// round shortens a duration to what a person wants to read.
+// round rounds a duration to three or four digits.
 func round(d time.Duration) time.Duration {
 	switch {
 	case d > time.Minute:

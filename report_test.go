@@ -89,7 +89,7 @@ func TestReport(t *testing.T) {
 		for _, line := range []string{
 			"stopped after 6.5s (Stop; killed: timeout, 4.5s after draining began): delay 2s, drain 4.5s, kill 0s\n",
 			"  at the start: 2 in flight, 1 idle, 1 new, 1 receiving, 1 hijacked\n",
-			"  then: 0 accepted late, 1 finished, 2 idle closed, 0 given up, 1 hijacked left, 2 killed\n",
+			"  then: 0 accepted late, 1 finished, 2 idle closed, 0 incomplete given up, 1 hijacked left open, 2 killed\n",
 			"  killed client active for 6.5s: GET \"/1h\"",
 			"  killed client receiving for 6.5s",
 		} {

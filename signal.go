@@ -9,10 +9,10 @@ import (
 	"time"
 )
 
-// samePress is how long after a signal others count as the same one. A
+// samePress is how long after a signal further ones count as the same signal. A
 // terminal sends SIGINT to the whole process group, and a supervisor in that
-// group (go run, npm, a shell script) forwards it as well: one keypress, two
-// signals.
+// group (go run, npm, a shell script) forwards it as well. So one keypress may
+// cause two signals.
 const samePress = 250 * time.Millisecond
 
 // caught are the signals that begin a shutdown: SIGINT and SIGTERM, without
@@ -20,93 +20,91 @@ const samePress = 250 * time.Millisecond
 // starts its background jobs with SIGINT ignored, so that Ctrl-C reaches only
 // the job in the foreground; signal.Notify would undo that.
 //
-// The package asks when it is initialized: once anything has called Notify,
-// signal.Ignored reports false. Of SIGTERM it always does in a Go program, as
-// the runtime respects only an ignored SIGHUP and SIGINT (see os/signal).
+// signal.Ignored is called when the package is initialized, because it reports
+// false once Notify was called. For SIGTERM it always reports false, because Go's
+// runtime respects only an ignored SIGHUP and SIGINT (see os/signal).
 var caught = slices.DeleteFunc([]os.Signal{os.Interrupt, syscall.SIGTERM}, signal.Ignored)
 
-// catchSignals catches SIGINT and SIGTERM, as far as caught has them, until stop
-// is called.
+// catchSignals catches the signals in caught until stop is called.
 //
 // The first signal calls initiate. Signals of either kind within samePress of
-// it are ignored. If initiate returned true, the next one lets go of the
-// signals and then calls kill, so that a third does what it does in any
-// program: it ends the process, also while kill blocks. If initiate returned
-// false (a veto), the next signal counts as a first one again.
+// it are ignored. If initiate has returned true, the next signal calls
+// signal.Stop and then kill. A third signal therefore has its default effect, also
+// while kill blocks: the process exits. If initiate has returned false, the next
+// signal counts as a first one again.
 //
-// The callbacks run on goroutines of the catcher. A signal that arrives behind the
-// window while initiate has not returned is the next one as well: a callback of
-// the application's that hangs does not keep the second signal from killing.
+// The callbacks run on goroutines of the catcher. A signal that arrives later
+// than samePress while initiate has not returned calls kill as well, so that an
+// application's callback that hangs does not prevent the kill.
 //
-// stop lets go of the signals and ends the catcher. It waits for no callback, so
-// it may be called from inside one, concurrently and more than once; a callback
+// stop calls signal.Stop and ends the catcher. It does not wait for callbacks, so
+// it may be called from inside one, concurrently and more than once. A callback
 // that was due when stop was called may run after stop has returned.
 //
-// Several catchers in one process each get every signal. While a Group catches
-// signals it conducts: initiate is then called only once the Group's servers
-// drain, so that a server which the Group does not know as one of this package
-// serves on during its ShutdownDelay.
+// Several catchers in one process each get every signal. If a Group catches
+// signals as well, initiate is called only when the Group's servers drain, so
+// that a server that the Group does not know as one of this package goes on
+// serving during the Group's ShutdownDelay.
 //
-// The first signal.Notify of a process starts a goroutine that never ends: it
-// must not be made inside a testing/synctest bubble.
+// The first signal.Notify of a process starts a goroutine that never ends, so it
+// must not be called inside a testing/synctest bubble.
 func catchSignals(initiate func(os.Signal) bool, kill func(os.Signal)) (stop func()) {
 	done := make(chan struct{})
 	return catchSignalsUntil(done, func(sig os.Signal) bool {
-		return awaitConductors(done) && initiate(sig)
+		return awaitDelayers(done) && initiate(sig)
 	}, kill)
 }
 
-// catchSignalsUntil is catchSignals without conductors. stop closes done.
+// catchSignalsUntil is catchSignals without the wait for Groups. stop closes done.
 func catchSignalsUntil(done chan struct{}, initiate func(os.Signal) bool, kill func(os.Signal)) (stop func()) {
-	// The buffer keeps a second signal that comes with the first; os/signal
-	// drops what does not fit, it does not wait.
+	// Buffered for a second signal that comes with the first, since os/signal
+	// drops signals that do not fit.
 	c := make(chan os.Signal, 4)
-	if len(caught) > 0 { // of none Notify makes all
+	if len(caught) > 0 { // without arguments Notify catches all signals
 		signal.Notify(c, caught...)
 	}
-	letGo := func() { signal.Stop(c) }
 	go watchSignals(c, done, initiate, func(sig os.Signal) {
-		letGo()
+		signal.Stop(c)
 		kill(sig)
 	})
 	return sync.OnceFunc(func() {
-		letGo()
+		signal.Stop(c)
 		close(done)
 	})
 }
 
-// conductors are the groups that catch signals and whose servers do not drain
-// yet: channels on which nothing is sent, closed when they do.
+// delayers has a channel for each Group that catches signals and whose servers
+// do not drain yet. It is closed when they do; no values are sent.
 var (
-	conductorsMu sync.Mutex // guards conductors
-	conductors   = make(map[chan struct{}]bool)
+	delayersMu sync.Mutex // guards delayers
+	delayers   = make(map[chan struct{}]bool)
 )
 
-// conduct makes the catchers of the process wait until release is called, which
+// delayCatchers makes the catchers of catchSignals wait until release is called, which
 // may be called more than once.
-func conduct() (release func()) {
+func delayCatchers() (release func()) {
 	c := make(chan struct{})
-	conductorsMu.Lock()
-	defer conductorsMu.Unlock()
-	conductors[c] = true
+	delayersMu.Lock()
+	defer delayersMu.Unlock()
+	delayers[c] = true
 	return sync.OnceFunc(func() {
-		conductorsMu.Lock()
-		defer conductorsMu.Unlock()
-		delete(conductors, c)
+		delayersMu.Lock()
+		defer delayersMu.Unlock()
+		delete(delayers, c)
 		close(c)
 	})
 }
 
-// awaitConductors waits until nobody conducts, and reports whether that was so
-// before done was closed.
-func awaitConductors(done <-chan struct{}) bool {
+// awaitDelayers waits until every release of delayCatchers was called. It reports
+// false if done is closed first.
+func awaitDelayers(done <-chan struct{}) bool {
 	for {
 		var c chan struct{}
-		conductorsMu.Lock()
-		for c = range conductors {
+		delayersMu.Lock()
+		for c = range delayers {
 			break
 		}
-		conductorsMu.Unlock()
+		delayersMu.Unlock()
 		if c == nil {
 			return true
 		}
@@ -118,17 +116,17 @@ func awaitConductors(done <-chan struct{}) bool {
 	}
 }
 
-// watchSignals plays catchSignals' rules on the signals from c until done is
-// closed or kill has been called.
+// watchSignals applies the rules of catchSignals to the signals from c until done
+// is closed or kill has been called.
 //
 //	waiting ──signal──▶ deciding ──true──▶ stopping ──signal──▶ kill
 //	   ▲                 │    └─────────────signal──────────────▲
 //	   └──────false──────┘
 func watchSignals(c <-chan os.Signal, done <-chan struct{}, initiate func(os.Signal) bool, kill func(os.Signal)) {
 	var (
-		lastAt   time.Time // when the signal came that counted last
-		decision chan bool // what initiate said; nil unless deciding
-		stopping bool
+		lastAt   time.Time // when the last signal came that was not ignored
+		decision chan bool // receives initiate's result; nil unless it runs
+		stopping bool      // initiate returned true
 	)
 	for {
 		select {
@@ -137,7 +135,7 @@ func watchSignals(c <-chan os.Signal, done <-chan struct{}, initiate func(os.Sig
 		case stopping = <-decision:
 			decision = nil
 		case sig := <-c:
-			if isClosed(done) { // select picks at random among what is ready
+			if isClosed(done) { // select picks at random if both are ready
 				return
 			}
 			now := time.Now()
@@ -149,8 +147,8 @@ func watchSignals(c <-chan os.Signal, done <-chan struct{}, initiate func(os.Sig
 				return
 			}
 			lastAt = now
-			// On a goroutine of its own, so that signals are heard meanwhile. The
-			// buffer lets it end when nothing listens any more.
+			// On a goroutine of its own, so that signals are received meanwhile. The
+			// channel is buffered, so that the goroutine ends if watchSignals has.
 			ch := make(chan bool, 1)
 			decision = ch
 			go func() { ch <- initiate(sig) }()

@@ -113,21 +113,21 @@ func TestCatchSignalsStop(t *testing.T) {
 	}
 }
 
-// TestConduct: a catcher of the process waits for the conductors, the last of
+// TestConduct: a catcher of the process waits for the delayers, the last of
 // them included, and is not held by them when it is stopped.
 func TestConduct(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
 		done := make(chan struct{})
-		one, two := conduct(), conduct()
+		one, two := delayCatchers(), delayCatchers()
 		time.AfterFunc(time.Second, one)
 		time.AfterFunc(3*time.Second, func() { two(); two() })
-		if !awaitConductors(done) || time.Since(start) != 3*time.Second {
+		if !awaitDelayers(done) || time.Since(start) != 3*time.Second {
 			t.Errorf("awaited for %v", time.Since(start))
 		}
-		three := conduct()
+		three := delayCatchers()
 		time.AfterFunc(time.Second, func() { close(done) })
-		if awaitConductors(done) || time.Since(start) != 4*time.Second {
+		if awaitDelayers(done) || time.Since(start) != 4*time.Second {
 			t.Errorf("awaited to %v", time.Since(start))
 		}
 		three()

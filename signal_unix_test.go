@@ -181,7 +181,7 @@ func TestConductChild(t *testing.T) {
 	}
 	quit := make(chan struct{})
 	g := &Group{ShutdownDelay: 400 * time.Millisecond, LogFunc: func(format string, args ...any) {
-		if format == "graceful: unready; the servers drain in %v" {
+		if format == "graceful: unready, still serving; draining begins in %v" {
 			fmt.Println("delay")
 		}
 	}}

@@ -13,42 +13,42 @@ import (
 	"github.com/seed-121bbccf/graceful/internal/sock"
 )
 
-// RequestTimeout gives every request a deadline, and keeps it even if the
-// handler does not: the handler runs on a goroutine of its own, and when the
-// deadline passes the client gets 504, or, if the response has begun, an
-// aborted connection (HTTP/1) or stream (HTTP/2), so that no client takes half
-// an answer for a whole one. An earlier deadline of the request's context is
-// kept as well. If that context is cancelled, because the client has gone or
-// the server kills what is left, the response is aborted at that moment.
+// RequestTimeout gives every request a deadline, and enforces it even if the
+// handler does not watch its context. The handler runs on a goroutine of its own.
+// When the deadline passes, the client gets 504. If the response has begun, the
+// connection (HTTP/1) or the stream (HTTP/2) is aborted instead, so that the
+// client does not take a partial response for a complete one. If the request's
+// context has an earlier deadline, that one counts. If that context is cancelled,
+// because the client has disconnected or the server kills the request, the
+// response is aborted at once.
 //
-// Unlike http.TimeoutHandler it does not hold the response back: writes go
-// straight to the client, and Flusher, Hijacker, io.ReaderFrom, http.Pusher,
-// Unwrap and everything that http.ResponseController can do are there if they
-// were there without it. From the deadline on the handler's writes return
-// http.ErrHandlerTimeout, and nothing that it does reaches the connection.
-// What it cannot do is stop the handler; that one should watch its context.
+// Unlike http.TimeoutHandler, RequestTimeout does not buffer the response: writes
+// go to the client at once. The handler's ResponseWriter implements Flusher,
+// Hijacker, io.ReaderFrom, http.Pusher, Unwrap and what http.ResponseController
+// uses, if the outer ResponseWriter does. After the deadline the handler's writes
+// return http.ErrHandlerTimeout and do not reach the connection. RequestTimeout
+// cannot stop the handler, which should watch its context.
 //
-// The deadline is lifted when the handler hijacks the connection, which then is
-// the handler's own, or begins a response of Content-Type text/event-stream.
+// The deadline is lifted when the handler hijacks the connection, and when it
+// begins a response of Content-Type text/event-stream.
 //
-// The handler gets a copy of the request, with a header, URL and form of its
-// own, and may change them even after its deadline. If it returns in time, an
-// outer handler finds what it has changed in the header, the URL and the form,
-// and the pattern that a mux has matched, as if there were no copy. If it does
-// not, the outer handler's request stays as it was.
+// The handler gets a copy of the request, with its own header, URL and form, and
+// may change them even after the deadline. If the handler returns in time, its
+// changes of these, and the pattern that a mux has matched, are copied to the
+// outer handler's request. Otherwise that request stays as it was.
 //
-// A handler that panics in time panics through to net/http with the same
-// value; one that panics later is logged to the server's ErrorLog.
+// A handler's panic before the deadline reaches net/http with the same value. A
+// later panic is logged to the server's ErrorLog.
 //
-// A ResponseWriter that an outer handler puts between this one and net/http's
-// must have an Unwrap method: a handler that is blocked in reading or writing
-// is freed by moving the connection's deadlines. A Server.WriteTimeout that is
-// shorter than Max cuts the connection first.
+// To free a handler that blocks in a read or write, RequestTimeout sets the
+// connection's deadlines. So a ResponseWriter that an outer handler puts around
+// net/http's must have an Unwrap method. A Server.WriteTimeout that is shorter
+// than Max closes the connection first.
 //
 // Its fields are those of DeadlineOptions.
 type RequestTimeout DeadlineOptions
 
-// Handler returns a handler that serves requests by next, within the deadline.
+// Handler returns a handler that calls next for each request, with a deadline.
 func (t *RequestTimeout) Handler(next http.Handler) http.Handler {
 	c := deadline.Config{
 		Next:  next,
@@ -66,12 +66,12 @@ func (t *RequestTimeout) Handler(next http.Handler) http.Handler {
 	return &timeoutHandler{newLimit((*DeadlineOptions)(t), next), deadline.NewTimeout(c)}
 }
 
-// RequestDeadline gives every request a deadline, and leaves it to the handler
-// to keep it: the request's context ends at the deadline, with the cause
-// ErrRequestTimeout, and after Grace also reads of the body and writes of the
-// response fail. It needs no goroutine and copies no header, but a handler that
-// looks neither at its context nor at its connection can go on for ever;
-// RequestTimeout is for those.
+// RequestDeadline gives every request a deadline, which the handler has to observe
+// itself. The request's context ends at the deadline, with the cause
+// ErrRequestTimeout. Grace later, reads of the body and writes of the response
+// fail as well. RequestDeadline is cheaper than RequestTimeout, since it needs no
+// goroutine and copies no header. But a handler that uses neither its context nor
+// its connection is not interrupted; use RequestTimeout for such handlers.
 //
 // The deadline is lifted, from the context and from the connection, when the
 // handler hijacks the connection or begins a response of Content-Type
@@ -80,12 +80,12 @@ func (t *RequestTimeout) Handler(next http.Handler) http.Handler {
 // Its fields are those of DeadlineOptions.
 type RequestDeadline DeadlineOptions
 
-// Handler returns a handler that serves requests by next, within the deadline.
+// Handler returns a handler that calls next for each request, with a deadline.
 //
-// It moves the write deadline of the connection, over HTTP/2 of the stream;
-// with a request body also the read deadline. A Server.WriteTimeout or
-// ReadTimeout that is earlier stays in force as far as it can be known, that
-// is when the server is in the request's context, as net/http puts it there.
+// It sets the write deadline of the connection, over HTTP/2 of the stream, and for
+// a request with a body also the read deadline. An earlier WriteTimeout or
+// ReadTimeout of the http.Server stays in force, if the request's context has the
+// server under http.ServerContextKey, as net/http's contexts do.
 func (d *RequestDeadline) Handler(next http.Handler) http.Handler {
 	return &deadlineHandler{newLimit((*DeadlineOptions)(d), next), deadline.NewDeadline(deadline.Config{
 		Next:  next,
@@ -98,49 +98,49 @@ func (d *RequestDeadline) Handler(next http.Handler) http.Handler {
 // zero value is ready for use. Fields must not change once Handler has been
 // called.
 type DeadlineOptions struct {
-	// Max is how much time a request has, and the most that a client can ask
-	// for. Zero and negative mean one minute.
+	// Max is how much time a request has, and the longest time that a client can
+	// ask for. Zero and negative mean one minute.
 	Max time.Duration
 
-	// Parameter is the name of the query parameter with which a client may
-	// ask for less, in the form of time.ParseDuration. Absent, empty, zero,
-	// negative or above Max it means Max. A value that cannot be parsed, such
-	// as a number without unit, is answered with 400. If Parameter is empty,
-	// there is no such query parameter.
+	// Parameter is the name of a query parameter with which a client can ask for
+	// less time than Max, as a duration of time.ParseDuration. If the parameter is
+	// absent, empty, zero, negative or above Max, the request has Max. If it
+	// cannot be parsed, for example because the unit is missing, the response is
+	// 400. If Parameter is empty, clients cannot ask for less.
 	Parameter string
 
-	// Grace is how long after the end of its context a handler may still
-	// answer by itself. Zero and negative mean not at all.
+	// Grace is how long after the end of its context the handler may still write
+	// a response. Zero and negative mean that it may not.
 	//
-	// A handler under RequestDeadline that reports the timeout to its client
-	// needs a Grace, for its connection is closed to it afterwards.
+	// A handler under RequestDeadline that reports the timeout to its client needs
+	// a Grace, because its writes fail afterwards.
 	Grace time.Duration
 
-	// LongRunning reports, before the handler is called, whether a request has
-	// no end of its own and so gets no deadline. Nil means that no request is
-	// known to be long-running beforehand.
+	// LongRunning reports, before the handler is called, whether a request is
+	// long-running and gets no deadline. Nil means that every request gets one.
 	//
-	// Without it, too, the deadline is lifted when the handler hijacks the
-	// connection or begins a response of Content-Type text/event-stream. What
-	// a request's header says lifts no deadline, since clients choose it: an
-	// application that uses DefaultLongRunning here lets them.
+	// With and without LongRunning, the deadline is lifted when the handler hijacks
+	// the connection or begins a response of Content-Type text/event-stream. If
+	// LongRunning goes by the request's headers, as DefaultLongRunning does,
+	// clients can evade the deadline.
 	LongRunning func(*http.Request) bool
 
-	// Received returns when a request was received, if a handler outside of
-	// this one has noted that. The deadline counts from there. Nil, or a zero
-	// time, means when the request came to this handler.
+	// Received returns when a request was received, for example because an outer
+	// handler has recorded that. The deadline counts from then. If Received is
+	// nil or returns the zero time, the deadline counts from when the request
+	// reaches this handler.
 	Received func(*http.Request) time.Time
 
-	// InFlight, if not nil, counts the handlers that RequestTimeout leaves
-	// running when it has answered their requests: see InFlight.Handlers.
-	// RequestDeadline leaves none and does not use it.
+	// InFlight, if not nil, counts the handlers that still run when RequestTimeout
+	// has answered their requests: see InFlight.Handlers. RequestDeadline does not
+	// use it.
 	InFlight *InFlight
 }
 
 // ErrRequestTimeout is the context.Cause of a request whose deadline, set by
 // RequestTimeout or RequestDeadline, has passed. It wraps
-// context.DeadlineExceeded. A context that ended for another reason, such as a
-// client that has gone away, has another cause.
+// context.DeadlineExceeded. A context that ended for another reason, for example
+// because the client has disconnected, has another cause.
 var ErrRequestTimeout error = fmt.Errorf("graceful: the time for this request is up: %w", context.DeadlineExceeded)
 
 type timeoutHandler struct {
@@ -154,15 +154,15 @@ func (h *timeoutHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case !ok:
 	case end.After(now):
 		h.machine.Serve(w, r, now, end)
-	default: // it has waited too long before it came here
+	default: // Received has returned a time so long ago that the deadline has passed
 		writeError(w, r, http.StatusGatewayTimeout, timeoutReason)
 	}
 }
 
 const timeoutReason = "the server did not answer in time"
 
-// logLatePanic logs a panic that comes too late for net/http. It is called
-// while the panicking frames are still on the stack.
+// logLatePanic logs a panic after the deadline, which does not reach net/http. It
+// is called while the panicking frames are still on the stack.
 func logLatePanic(r deadline.Late, value any) {
 	deadline.Logf(r.Context)("graceful: panic serving %s for %s after its deadline: %s\n%s",
 		quote(r.Method+" "+r.Target), quote(r.RemoteAddr), quote(fmt.Sprint(value)), debug.Stack())
@@ -179,8 +179,7 @@ func (h *deadlineHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// limit is how much time a request has: what RequestTimeout and
-// RequestDeadline have in common.
+// limit determines a request's deadline, for RequestTimeout and RequestDeadline.
 type limit struct {
 	max         time.Duration
 	parameter   string
@@ -197,9 +196,9 @@ func newLimit(o *DeadlineOptions, next http.Handler) limit {
 	return l
 }
 
-// begin returns when it was called and when r has to be answered. It reports
-// false if there is nothing left to do: a request without an end of its own is
-// next's alone, and one that asks for nonsense is told so.
+// begin returns the time and the deadline of r. It reports false if it has handled
+// r itself: it calls next for a long-running request, and answers 400 if r's query
+// parameter is invalid.
 func (l *limit) begin(w http.ResponseWriter, r *http.Request) (now, deadline time.Time, ok bool) {
 	if l.longRunning != nil && l.longRunning(r) {
 		l.next.ServeHTTP(w, r)
@@ -214,8 +213,7 @@ func (l *limit) begin(w http.ResponseWriter, r *http.Request) (now, deadline tim
 	return now, deadline, true
 }
 
-// deadline returns when r has to be answered. An error is for the client to
-// read.
+// deadline returns the deadline of r. The text of its error is sent to the client.
 func (l *limit) deadline(r *http.Request, now time.Time) (time.Time, error) {
 	if l.received != nil {
 		if t := l.received(r); !t.IsZero() {
@@ -238,9 +236,9 @@ func (l *limit) deadline(r *http.Request, now time.Time) (time.Time, error) {
 	return now.Add(d), nil
 }
 
-// queryValue returns the first value of name in a query, as url.Values.Get
-// would, without parsing the rest of it. Of a pair that is malformed it
-// reports an error where url.ParseQuery would drop it.
+// queryValue returns the first value of name in a query, as url.Values.Get does,
+// without parsing the other pairs. If the pair is malformed it returns an error,
+// where url.ParseQuery drops the pair.
 func queryValue(query, name string) (string, error) {
 	for pair := range strings.SplitSeq(query, "&") {
 		key, value, _ := strings.Cut(pair, "=")

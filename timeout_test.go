@@ -258,7 +258,7 @@ func TestRequestTimeoutPanics(t *testing.T) {
 	}
 }
 
-// A context that nobody looked at in time is over, too.
+// A context whose Done was not called in time has ended, too.
 func TestRequestTimeoutContextAfterwards(t *testing.T) {
 	var ctx context.Context
 	keep := func(w http.ResponseWriter, r *http.Request) { ctx = r.Context() }
@@ -1074,8 +1074,8 @@ func TestRequestDeadlineDerivedContexts(t *testing.T) {
 	})
 }
 
-// Whoever asks for the context, whenever, also while the request ends and
-// after that, gets the same one, and it ends with the request.
+// Every call of Context, also during and after the request's end, returns the same
+// context, and it ends with the request.
 func TestRequestDeadlineContextAfterReturn(t *testing.T) {
 	for range 200 {
 		var ctx context.Context
@@ -1107,7 +1107,7 @@ func TestRequestDeadlineContextAfterReturn(t *testing.T) {
 			t.Fatal(err, cause)
 		}
 	}
-	// Nobody asked in time.
+	// Context was not called in time.
 	var ctx context.Context
 	(&graceful.RequestDeadline{}).Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx = r.Context()

@@ -530,8 +530,8 @@ type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
-// A connection that nobody reads at all cannot be freed stream by stream; the
-// timeout waits for the handler a second, and no longer.
+// If the client does not read its connection at all, a single stream cannot be
+// freed; the timeout waits for the handler for a second.
 func TestRequestTimeoutBlockedConnection(t *testing.T) {
 	withBench(t, true, func(b *bench) {
 		over := make(chan struct{})

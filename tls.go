@@ -18,44 +18,44 @@ type secureConn interface {
 	ConnectionState() tls.ConnectionState
 }
 
-// A tlsConn is a connection that is tracked above TLS, where what is read and
-// written is HTTP. To net/http it is TLS by its methods: from Go 1.27 on net/http
-// calls HandshakeContext and ConnectionState before anything else. Go 1.26 calls
-// ConnectionState alone, which makes the handshake there.
+// A tlsConn is a connection that is tracked above TLS, so that it reads and writes
+// HTTP. net/http recognises it as TLS by its methods: before the first Read it calls
+// HandshakeContext and ConnectionState (from Go 1.27 on), or ConnectionState alone
+// (Go 1.26), which then runs the handshake.
 //
-// Another protocol that was agreed on by ALPN is served from within
-// ConnectionState, since net/http hands only a *tls.Conn on. So is HTTP/2 with Go
-// 1.26. net/http then finds the connection at its end.
+// If ALPN has negotiated another protocol than HTTP/1, ConnectionState serves it,
+// since net/http passes only a *tls.Conn to such protocols. With Go 1.26 that
+// includes HTTP/2. The connection has ended when ConnectionState returns.
 type tlsConn struct {
 	conn
 	connBelow
-	secure secureConn  // raw, as what it is
-	below  *recordConn // below the server's own TLS; nil below a caller's
+	secure secureConn  // raw, with its type
+	below  *recordConn // below the TLS of this package; nil below a caller's TLS
 	s      *Server
-	ctx    context.Context // of its requests, as ConnContext has made it
+	ctx    context.Context // the context that ConnContext has returned
 
-	once  sync.Once   // of begin
-	over  bool        // nothing is left for HTTP/1. Written in once.
-	apart atomic.Bool // another protocol is being served from within begin
+	once  sync.Once   // begin
+	over  bool        // the connection has ended in begin. Written in once.
+	apart atomic.Bool // begin is serving another protocol
 }
 
-// A fullTLSConn is a tlsConn with the other methods of *tls.Conn, for handlers
-// that hijack it.
+// A fullTLSConn is a tlsConn with all methods of *tls.Conn, for handlers that
+// hijack the connection.
 type fullTLSConn struct {
 	tlsConn
 	tc *tls.Conn
 }
 
-// Handshake makes the TLS handshake, if it has not been made.
+// Handshake runs the TLS handshake, unless it was run before.
 func (c *fullTLSConn) Handshake() error { return c.HandshakeContext(context.Background()) }
 
-// OCSPResponse is (*tls.Conn).OCSPResponse.
+// OCSPResponse calls (*tls.Conn).OCSPResponse.
 func (c *fullTLSConn) OCSPResponse() []byte { return c.tc.OCSPResponse() }
 
-// VerifyHostname is (*tls.Conn).VerifyHostname.
+// VerifyHostname calls (*tls.Conn).VerifyHostname.
 func (c *fullTLSConn) VerifyHostname(host string) error { return c.tc.VerifyHostname(host) }
 
-// trackTLS wraps sc for HTTP.
+// trackTLS wraps sc for HTTP and the manager m.
 func (s *Server) trackTLS(m *manager, sc secureConn, limit *limiter) (net.Conn, *conn) {
 	var wrapped net.Conn
 	var w *tlsConn
@@ -80,19 +80,20 @@ func (c *tlsConn) Read(p []byte) (int, error) {
 	if c.begin(); c.over {
 		return 0, io.EOF
 	}
-	// Once it is hijacked, several goroutines may read it.
+	// Not once it is hijacked, since several goroutines may read it then.
 	if c.below != nil && c.load().state() != connHijacked && c.below.partial() {
-		c.below.begun(true) // since the last Read, during which a request was in progress
+		c.below.begun(true) // the record began during a request, and was not counted then
 	}
 	return c.conn.Read(p)
 }
 
-// CloseWrite closes the writing side, where the connection can.
+// CloseWrite calls the connection's CloseWrite. It returns errors.ErrUnsupported if
+// there is none.
 func (c *tlsConn) CloseWrite() error { return closeWrite(c.raw) }
 
-// Close closes the connection. While another protocol is served from within
-// begin, net/http takes the connection for one that has said nothing yet, and
-// closes it when keep-alives are disabled: that is ignored.
+// Close closes the connection, unless begin is serving another protocol. During
+// that, net/http takes the connection for a new one, and closes it when keep-alives
+// are disabled.
 func (c *tlsConn) Close() error {
 	if c.apart.Load() {
 		return nil
@@ -100,18 +101,18 @@ func (c *tlsConn) Close() error {
 	return c.conn.Close()
 }
 
-// HandshakeContext makes the TLS handshake, if it has not been made.
+// HandshakeContext runs the TLS handshake, unless it was run before.
 func (c *tlsConn) HandshakeContext(ctx context.Context) error {
 	err := handshake(ctx, c.secure)
 	if err == nil {
-		c.shaken()
+		c.handshakeDone()
 	}
 	return err
 }
 
-// ConnectionState returns the TLS state. It makes the handshake first if that has
-// not been made. Of a connection on which another protocol than net/http's was
-// served, the state is empty.
+// ConnectionState returns the TLS state, after running the handshake if necessary.
+// If ALPN has negotiated a protocol that begin serves, ConnectionState returns an
+// empty state when the connection has ended.
 func (c *tlsConn) ConnectionState() tls.ConnectionState {
 	if c.begin(); c.over {
 		return tls.ConnectionState{}
@@ -119,8 +120,8 @@ func (c *tlsConn) ConnectionState() tls.ConnectionState {
 	return c.secure.ConnectionState()
 }
 
-// begin makes the handshake where net/http has not made it, and serves what is
-// not net/http's to serve.
+// begin runs the handshake if net/http has not run it, and serves the connection if
+// ALPN has negotiated a protocol that net/http would not serve on it.
 func (c *tlsConn) begin() {
 	c.once.Do(func() {
 		if c.has(flagHandshake) {
@@ -128,15 +129,15 @@ func (c *tlsConn) begin() {
 				c.over = true
 				return
 			}
-			c.shaken()
+			c.handshakeDone()
 		}
 		c.over = c.s.serveALPN(c)
 	})
 }
 
-// shaken notes that the handshake is over. A connection that has sent nothing
-// since then is new: the quiet window counts from now.
-func (c *tlsConn) shaken() {
+// handshakeDone is called when the handshake is complete. The connection is new
+// then, and its quiet period begins.
+func (c *tlsConn) handshakeDone() {
 	if c.unset(flagHandshake)&flagHandshake == 0 {
 		return
 	}
@@ -158,8 +159,8 @@ func (c *tlsConn) shaken() {
 	}
 }
 
-// handshakeForNetHTTP makes the handshake as net/http does: within its time, and
-// with what it says when the handshake fails.
+// handshakeForNetHTTP runs the handshake as net/http does: with the same timeout,
+// and with the same log lines and the same response if it fails.
 func (c *tlsConn) handshakeForNetHTTP() error {
 	hs := c.s.side.hs
 	ctx := c.requestContext()
@@ -191,7 +192,7 @@ func (c *tlsConn) handshakeForNetHTTP() error {
 // requestContext returns the context of the connection's requests.
 func (c *tlsConn) requestContext() context.Context {
 	ctx := c.ctx
-	if ctx == nil { // ConnContext has returned it: net/http panics
+	if ctx == nil { // if ConnContext has returned nil, net/http panics later
 		ctx = context.Background()
 	}
 	return context.WithValue(ctx, http.LocalAddrContextKey, c.LocalAddr())
@@ -199,7 +200,7 @@ func (c *tlsConn) requestContext() context.Context {
 
 func (c *tlsConn) setContext(ctx context.Context) { c.ctx = ctx }
 
-// handshake makes the TLS handshake of sc, if it has one to make.
+// handshake calls sc's HandshakeContext or Handshake, if there is one.
 func handshake(ctx context.Context, sc secureConn) error {
 	switch sc := sc.(type) {
 	case interface{ HandshakeContext(context.Context) error }:
@@ -210,7 +211,7 @@ func handshake(ctx context.Context, sc secureConn) error {
 	return nil
 }
 
-// tlsHandshakeTimeout is http.Server's method of that name.
+// tlsHandshakeTimeout is like http.Server's unexported method of that name.
 func tlsHandshakeTimeout(s *http.Server) (least time.Duration) {
 	for _, d := range [...]time.Duration{s.ReadHeaderTimeout, s.ReadTimeout, s.WriteTimeout} {
 		if d > 0 && (least == 0 || d < least) {
@@ -220,16 +221,18 @@ func tlsHandshakeTimeout(s *http.Server) (least time.Duration) {
 	return least
 }
 
-// An alpnHandler is what net/http passes to an entry of TLSNextProto.
+// An alpnHandler is the handler for an entry of TLSNextProto. It does what the one
+// that net/http passes to such an entry does.
 type alpnHandler struct {
 	ctx    context.Context
 	secure secureConn
 	h      http.Handler
-	// options answers "OPTIONS *", which asks about the server as a whole.
+	// options makes it answer "OPTIONS *" itself.
 	options bool
 }
 
-// BaseContext is how net/http passes the connection's context to HTTP/2.
+// BaseContext returns the context for the connection's requests. HTTP/2
+// implementations call it.
 func (h alpnHandler) BaseContext() context.Context { return h.ctx }
 
 func (h alpnHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -254,30 +257,30 @@ func (h alpnHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.h.ServeHTTP(w, r)
 }
 
-// isHTTP1 reports whether a protocol of ALPN is HTTP/1, or none.
+// isHTTP1 reports whether an ALPN protocol is HTTP/1 or empty.
 func isHTTP1(proto string) bool {
 	return proto == "" || proto == "http/1.1" || proto == "http/1.0"
 }
 
-// A recordConn is below the server's own TLS and sees where its records end: one
-// that has begun to come may hold the beginning of a request, though nobody can
-// read it yet.
+// A recordConn is the connection below the TLS of this package. It follows the TLS
+// records: part of a record may be part of a request, although TLS returns no byte
+// of it before the record is complete.
 type recordConn struct {
 	net.Conn
-	c *conn // above it. Written before the first Read.
+	c *conn // the connection above TLS. Written before the first Read.
 
 	// Owned by the reader.
 	header [5]byte
-	have   int // bytes of the header that have come; 0 between records
-	left   int // bytes of the record that have not, when the header is whole
+	have   int // how many bytes of the header were read; 0 between records
+	left   int // how many bytes of the record are missing, once the header is complete
 
-	// before is the connection's state before a record that has not ended made it
-	// receiving; 0 if none did. A record that turns out to hold no data (TLS 1.3's
-	// KeyUpdate) leaves that state, and its time, as they were.
+	// before is the connection's state before an incomplete record made it
+	// receiving; 0 if none did. It is restored when the record is complete, because
+	// a record may contain no data (TLS 1.3's KeyUpdate).
 	before connWord
 }
 
-// NetConn returns the connection that the listener produced.
+// NetConn returns the accepted connection.
 func (r *recordConn) NetConn() net.Conn { return r.Conn }
 
 func (r *recordConn) tracked() *conn { return r.c }
@@ -302,20 +305,21 @@ func (r *recordConn) Read(p []byte) (int, error) {
 	case !c.has(flagHandshake):
 		r.begun(r.partial())
 	case c.load().state() == connNew:
-		c.begun() // half a handshake is as good as half a request
+		c.begun() // a handshake that has begun is waited for like an incomplete request
 	}
 	return n, err
 }
 
-// partial reports whether a record has begun to come and has not ended.
+// partial reports whether part of a record was read.
 func (r *recordConn) partial() bool { return r.have > 0 }
 
-// begun notes whether part of a record has come.
+// begun makes the connection receiving if partial is true, and otherwise restores
+// the state before.
 func (r *recordConn) begun(partial bool) {
 	c := r.c
 	switch w := c.load(); {
 	case partial && r.before != 0:
-		// It has been noted.
+		// The connection is receiving already.
 	case partial && (w.state() == connNew || w.state() == connIdle):
 		if c.begun(); c.load().state() == connReceiving {
 			r.before = w
@@ -324,7 +328,7 @@ func (r *recordConn) begun(partial bool) {
 		r.before = c.m.stamp(connIdle)
 		c.goOn(connReceiving)
 	case !partial && r.before != 0:
-		// What is in the record is read next, if it is data.
+		// If the record contains data, conn.Read makes the connection receiving again.
 		before := r.before
 		r.before = 0
 		if w.state() == connReceiving && c.word.CompareAndSwap(uint64(w), uint64(before)) {
@@ -333,15 +337,15 @@ func (r *recordConn) begun(partial bool) {
 	}
 }
 
-// A listenerTLSConn is a Listener's connection over TLS that the listener below
-// has laid. A server that looks for ConnectionState before it reads anything
-// finds the handshake made.
+// A listenerTLSConn is a Listener's connection if the listener below is a TLS
+// listener. Its ConnectionState runs the handshake, for servers that call
+// ConnectionState before they read.
 type listenerTLSConn struct {
 	*anyConn
 	secure secureConn
 }
 
 func (c *listenerTLSConn) ConnectionState() tls.ConnectionState {
-	_ = handshake(context.Background(), c.secure) // its error comes again from Read
+	_ = handshake(context.Background(), c.secure) // Read returns its error again
 	return c.secure.ConnectionState()
 }

@@ -435,6 +435,43 @@ func TestLateHandshake(t *testing.T) {
 	}
 }
 
+// TestTLSHijackWaited: a hijacked connection over TLS is waited for with
+// WaitHijacked and keeps its slot of ListenLimit, also where the TLS is a
+// listener's. Such a connection used to be lost sight of when it was hijacked.
+func TestTLSHijackWaited(t *testing.T) {
+	for _, beside := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			l, u := newVirtListener(), newUpgrader(false)
+			s := serveTLS(t, &graceful.Server{
+				Server: &http.Server{Handler: u}, Timeout: time.Minute, WaitHijacked: true, ListenLimit: 1,
+			}, l, beside)
+			config := traffic.ClientTLS()
+			config.ServerName, config.NextProtos = "127.0.0.1", []string{"http/1.1"}
+			c := newClient(t, tls.Client(l.dial(), config))
+			c.upgrade()
+			c.echo("one")
+			other := l.dial()
+			synctest.Wait()
+			if l.waiting() != 1 {
+				t.Errorf("a TLS listener %v: a second connection was accepted", beside)
+			}
+			other.Close()
+			s.stop()
+			go func() {
+				time.Sleep(7 * time.Second)
+				c.echo("two")
+				c.Close()
+			}()
+			if got := s.end(); got != 7*time.Second {
+				t.Errorf("a TLS listener %v: over after %v\n%v", beside, got, s.Report())
+			}
+			if err := <-u.ended; err != io.EOF {
+				t.Errorf("a TLS listener %v: the echo ended with %v", beside, err)
+			}
+		})
+	}
+}
+
 // serveTLS serves TLS on l: the server's own, or the listener's.
 func serveTLS(t *testing.T, srv *graceful.Server, l net.Listener, beside bool) *served {
 	if srv.Server == nil {

@@ -1,6 +1,5 @@
-// Command kubernetes is a service as it runs in a cluster: with probes, a
-// shutdown that waits until the Service has noticed, and the manifests that
-// belong to it.
+// Command kubernetes is a service for a cluster: with probes, a shutdown that
+// waits until no node sends new connections, and manifests.
 //
 //	docker build -f examples/kubernetes/Dockerfile -t registry.example/hello:1 .
 //	kubectl apply -f examples/kubernetes
@@ -48,8 +47,8 @@ func newServer(args []string) (*graceful.Server, error) {
 		WaitForReady: true,
 		CheckChanged: func(name string, err error) { log.Printf("check %s: %v", name, err) },
 	}
-	// The database is every replica's: were this check to fail readiness, all
-	// of them would leave the Service at once.
+	// All replicas share the database. If this check failed readiness, all of them
+	// would leave the Service at the same time.
 	health.Add(graceful.HealthCheck{Name: "database", Check: pingDatabase, WarnOnly: true, MaxAge: 5 * time.Second})
 
 	mux := http.NewServeMux()

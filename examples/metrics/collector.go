@@ -9,15 +9,15 @@ import (
 // A Collector exports what servers are doing and how their shutdowns went. It
 // asks them when it is scraped, and keeps nothing itself.
 type Collector struct {
-	// Servers are what is exported, by the value of the label "server". Both
-	// *graceful.Server and *graceful.Listener are such.
+	// Servers has the servers that are exported, by the value of their label
+	// "server".
 	Servers map[string]Server
 
 	// InFlight is exported too, if it is not nil.
 	InFlight *graceful.InFlight
 }
 
-// A Server can say how it is.
+// A Server is a *graceful.Server or a *graceful.Listener.
 type Server interface {
 	Stats() graceful.Stats
 	Report() graceful.Report

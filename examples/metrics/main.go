@@ -1,6 +1,6 @@
-// Command metrics serves on one port and is observed on another: Prometheus
-// scrapes /metrics until the shutdown is over and once more after that, so that
-// how long it took, and whom it cut off, does not die with the process.
+// Command metrics serves on one port and is observed on another. Prometheus
+// scrapes /metrics until the shutdown is over and once more after that. So it
+// stores how long the shutdown took and which requests it cut off.
 //
 //	go run ./examples/metrics
 //	curl 'http://127.0.0.1:8080/?work=5s' & curl http://127.0.0.1:9090/metrics
@@ -75,8 +75,8 @@ func start(args []string) (*program, error) {
 	mux.Handle("/metrics", p.scrapes)
 	mux.Handle("/debug/vars", variables(p.srv))
 
-	// It is bound first, and closed last. A plain http.Server does: it is
-	// asked by one client, which asks again.
+	// The observer is bound first and closed last. A plain http.Server is enough:
+	// its one client, Prometheus, scrapes again.
 	var err error
 	if p.observer, err = net.Listen("tcp", *observe); err != nil {
 		return nil, err
@@ -97,14 +97,14 @@ func (p *program) wait() {
 	select {
 	case <-p.scrapes.final:
 	case <-time.After(p.last):
-		log.Print("nobody came for the last scrape")
+		log.Printf("the last scrape did not come within %v", p.last)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	p.observing.Shutdown(ctx) // the last scrape's answer is waited for
 }
 
-// scrapes notices the first scrape that sees the end.
+// scrapes notices the first scrape of the final values.
 type scrapes struct {
 	next  http.Handler
 	final chan struct{} // closed when such a scrape was answered

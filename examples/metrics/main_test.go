@@ -108,7 +108,7 @@ func TestScrapedUntilTheEnd(t *testing.T) {
 	}
 }
 
-// Nobody scrapes: the process ends all the same.
+// Without a scrape the process ends as well.
 func TestNoLastScrape(t *testing.T) {
 	p := run(t, "-last-scrape", "10ms")
 	p.srv.Stop(0)

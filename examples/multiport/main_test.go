@@ -70,7 +70,7 @@ func startProgram(t *testing.T) *program {
 	return p
 }
 
-// A counter is a client that increments a key of its own until nobody takes
+// A counter is a client that increments a key of its own until no server takes
 // its connections any more.
 type counter struct {
 	key   string

@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// serveRedis is a bare accept loop: that l is a graceful.Listener changes
-// nothing here. It returns when Accept does, after the last connection.
+// serveRedis is a plain accept loop; it needs no change for a graceful.Listener.
+// It returns when Accept returns an error, after the last connection.
 func serveRedis(l net.Listener, s *store) error {
 	for {
 		c, err := l.Accept()
@@ -25,8 +25,8 @@ func serveRedis(l net.Listener, s *store) error {
 	}
 }
 
-// serveConn answers commands until the connection ends or nobody could answer
-// what came.
+// serveConn answers commands until the connection ends or a command is
+// malformed.
 func serveConn(c net.Conn, s *store) {
 	r, w := bufio.NewReader(c), bufio.NewWriter(c)
 	for {

@@ -38,8 +38,8 @@ func main() {
 }
 
 func run(s *server, addr string, timeout, delay time.Duration) error {
-	// A socket that nobody shares can be shut without losing those who have
-	// just connected; graceful.Listen opens one.
+	// graceful.Listen opens a socket that no other process shares. It can be closed
+	// without losing the clients that have just connected.
 	below, err := graceful.Listen("tcp", addr)
 	if err != nil {
 		return err
@@ -51,6 +51,6 @@ func run(s *server, addr string, timeout, delay time.Duration) error {
 	l.Logger = log.New(os.Stderr, "", 0)
 	log.Printf("listening on %s", l.Addr())
 
-	// Returns when the shutdown is over: Accept does not, before that.
+	// Returns when the shutdown is over, because Accept returns no error before.
 	return s.serve(l)
 }

@@ -28,10 +28,9 @@ func newServer(work time.Duration) *server {
 	return &server{work: work, data: make(map[string]string)}
 }
 
-// serve serves what l accepts, and returns when l.Accept fails, whereupon
-// redcon closes all connections. On a graceful.Listener that is when the
-// shutdown is over and there are none; on a bare one it is in the middle of
-// everything.
+// serve serves what l accepts, and returns when l.Accept fails. redcon then closes
+// all connections. With a graceful.Listener that is when the shutdown is over and
+// none is left; with a plain listener it may be in the middle of a command.
 func (s *server) serve(l net.Listener) error {
 	return redcon.Serve(l, s.handle,
 		func(redcon.Conn) bool { return true },

@@ -1,5 +1,5 @@
-// Package counter counts what is in flight: a [Counter] what comes and goes with
-// every request, a [Gauge] what is rare.
+// Package counter counts what is in flight. A [Counter] is for what begins and
+// ends with every request, a [Gauge] for what is rare.
 package counter
 
 import (
@@ -8,34 +8,34 @@ import (
 	"sync/atomic"
 )
 
-// A Counter counts what is in flight without making the cores wait for each
-// other: each core has, most of the time, a shard of its own. It can be closed,
-// once and for good. It then admits nothing more, and tells when it has reached
-// zero. The zero value is ready for use. All methods may be called
-// concurrently.
+// A Counter counts what is in flight without contention between the cores: each
+// core uses, most of the time, a shard of its own. A Counter can be closed. It
+// then counts nothing more, and a channel is closed when it has reached zero. The
+// zero value is ready for use. All methods may be called concurrently.
 //
-// Until it is closed, an addition or subtraction is one atomic addition to a
-// shard and one load of flags, which are not written meanwhile. Done and Close
-// sum the shards under mu and with a flag set, which makes additions wait for
-// mu. So no shard rises while they are summed: the sum may be too large, if a
-// shard that has been read sinks, but never too small.
+// Until the Counter is closed, Add and Done cost one atomic addition to a shard and
+// one load of flags, which are not written meanwhile. To sum the shards, Done and
+// Close hold mu and set a flag, which makes Add wait for mu. So no shard rises
+// while the shards are summed. The sum may be too large, if a shard falls after it
+// was read, but never too small.
 type Counter struct {
 	flags atomic.Uint32
-	next  atomic.Uint32           // number of shards handed out
+	next  atomic.Uint32           // how many shards pick has handed out
 	all   atomic.Pointer[[]Shard] // nil until first used
 	local sync.Pool               // of *Shard: the one that this core used last
-	_     [64]byte                // keeps what is written below off the flags' cache line
+	_     [64]byte                // keeps mu off the cache line of flags
 
 	mu   sync.Mutex    // guards zero, and every move between shards
 	zero chan struct{} // closed when the flag closed is set and the sum is 0
 }
 
 const (
-	closed   = 1 << iota // for good
-	settling             // while a sum is made
+	closed  = 1 << iota // Close was called; never cleared
+	summing             // Done is summing the shards
 )
 
-// A Shard fills two cache lines: processors fetch them in pairs.
+// A Shard is a part of a Counter's count. It fills two cache lines, because
+// processors fetch them in pairs.
 type Shard struct {
 	n atomic.Int64
 	_ [120]byte
@@ -57,9 +57,9 @@ func (c *Counter) fresh() *Shard {
 	return &all[c.next.Add(1)%uint32(len(all))]
 }
 
-// shards returns all shards, and makes them when first called: more than
-// there are cores, so that two of them seldom share one after the pool has
-// forgotten who had which.
+// shards returns all shards, and makes them when first called. There are more
+// shards than cores, so that two cores seldom share one after the garbage
+// collector has emptied the pool.
 func (c *Counter) shards() []Shard {
 	if all := c.all.Load(); all != nil {
 		return *all
@@ -71,13 +71,13 @@ func (c *Counter) shards() []Shard {
 	return all
 }
 
-// Add counts n > 0 more and returns the Shard that they are in. It reports false
-// once the Counter is closed.
+// Add adds n > 0 to the count and returns the Shard that n was added to. It
+// reports false, and adds nothing, once the Counter is closed.
 func (c *Counter) Add(n int) (*Shard, bool) {
 	s := c.pick()
-	// The addition comes before the look at the flags, and in Close and Done
-	// the flag before the look at the shards. So either the addition is in their
-	// sum or the flag is seen here.
+	// The shard is written before the flags are read; in Close and Done a flag is
+	// written before the shards are read. So either their sum contains n, or the
+	// flag is seen here.
 	s.n.Add(int64(n))
 	if c.flags.Load() == 0 {
 		return s, true
@@ -86,8 +86,7 @@ func (c *Counter) Add(n int) (*Shard, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.flags.Load()&closed != 0 {
-		// What was just taken back may have hidden the zero from the last
-		// Done.
+		// While n was added, the last Done may have seen a sum above 0.
 		c.tellZeroLocked()
 		return nil, false
 	}
@@ -95,9 +94,9 @@ func (c *Counter) Add(n int) (*Shard, bool) {
 	return s, true
 }
 
-// Done counts n > 0 fewer in s, the Shard that Add has returned, or if s is nil
-// in that of this core. It reports whether there were so many. If there were
-// not, nothing has changed.
+// Done subtracts n > 0 from the count: from s, the Shard that Add has returned, or
+// if s is nil from the shard of this core. It reports false, and subtracts
+// nothing, if the count is less than n.
 func (c *Counter) Done(s *Shard, n int) bool {
 	if s == nil {
 		s = c.pick()
@@ -107,40 +106,40 @@ func (c *Counter) Done(s *Shard, n int) bool {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.flags.Or(settling)
-	defer c.flags.And(^uint32(settling))
+	c.flags.Or(summing)
+	defer c.flags.And(^uint32(summing))
 	if c.Sum() < 0 {
 		s.n.Add(int64(n))
 		return false
 	}
-	c.settleLocked(s)
+	c.rebalanceLocked(s)
 	c.tellZeroLocked()
 	return true
 }
 
-// settleLocked brings s back to zero or above with what other shards have:
-// some were added on another core than the one they are done on. It takes
-// half of what the richest has, so that not each Done comes here.
-func (c *Counter) settleLocked(s *Shard) {
+// rebalanceLocked raises s to zero or above by moving counts from other shards. A
+// shard falls below zero when Done runs on another core than Add. It takes half of
+// the highest shard, so that rebalancing is seldom needed.
+func (c *Counter) rebalanceLocked(s *Shard) {
 	all := c.shards()
 	for range all {
 		if s.n.Load() >= 0 {
 			return
 		}
-		rich := &all[0]
+		highest := &all[0]
 		for i := range all {
-			if all[i].n.Load() > rich.n.Load() {
-				rich = &all[i]
+			if all[i].n.Load() > highest.n.Load() {
+				highest = &all[i]
 			}
 		}
-		n := (rich.n.Load() + 1) / 2
-		rich.n.Add(-n)
+		n := (highest.n.Load() + 1) / 2
+		highest.n.Add(-n)
 		s.n.Add(n)
 	}
 }
 
-// Close closes the Counter and returns a channel that is closed once it has
-// reached zero.
+// Close closes the Counter and returns a channel that is closed once the count is
+// zero. It may be called repeatedly, and returns the same channel.
 func (c *Counter) Close() <-chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -152,6 +151,7 @@ func (c *Counter) Close() <-chan struct{} {
 	return c.zero
 }
 
+// tellZeroLocked closes zero if the Counter is closed and the count is zero.
 func (c *Counter) tellZeroLocked() {
 	if c.zero == nil || c.Sum() != 0 {
 		return
@@ -163,7 +163,7 @@ func (c *Counter) tellZeroLocked() {
 	}
 }
 
-// Sum returns the count. It is exact while nothing is added and nothing done.
+// Sum returns the count. It is exact if no Add or Done is under way.
 func (c *Counter) Sum() int64 {
 	var sum int64
 	all := c.all.Load()
@@ -176,15 +176,16 @@ func (c *Counter) Sum() int64 {
 	return sum
 }
 
-// A Gauge counts what is rare. It panics when it falls below zero. The zero value
-// is ready for use. All methods may be called concurrently.
+// A Gauge is a count under a mutex, for what is rare. The zero value is ready for
+// use. All methods may be called concurrently.
 type Gauge struct {
 	mu   sync.Mutex // guards n and zero
 	n    int
 	zero chan struct{} // nil unless Reached was called; closed, and set to nil, at zero
 }
 
-// Add counts n more, or if n is negative fewer.
+// Add adds n, which may be negative, to the count. It panics if the count falls
+// below zero.
 func (g *Gauge) Add(n int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -205,8 +206,8 @@ func (g *Gauge) Count() int {
 	return g.n
 }
 
-// Reached returns a channel that is closed when the count is zero, nil if it is
-// now.
+// Reached returns a channel that is closed when the count reaches zero. It returns
+// nil if the count is zero now.
 func (g *Gauge) Reached() <-chan struct{} {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -6,7 +6,8 @@ import (
 	"net/http"
 )
 
-// A guardedBody is a request body that the deadline closes.
+// A guardedBody is a request body whose methods fail once the exchange has
+// expired.
 type guardedBody struct {
 	x     *exchange
 	inner io.ReadCloser
@@ -38,15 +39,15 @@ func (b *guardedBody) enter() bool {
 	return true
 }
 
-// leave ends what enter began, a call that has read n bytes, and returns the
-// error that the handler gets for err.
+// leave ends a call that enter began and that has read n bytes. It returns the
+// error for the handler.
 func (b *guardedBody) leave(n int, err error) error {
 	x := b.x
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.reading--
 	x.read += int64(n)
-	x.tellOutLocked()
+	x.callEndedLocked()
 	switch {
 	case x.phase == exchangeExpired:
 		if err != nil && err != io.EOF {
@@ -59,9 +60,9 @@ func (b *guardedBody) leave(n int, err error) error {
 	return err
 }
 
-// copyTrailers gives the handler the request's trailers, which net/http puts
-// into its own request: those that were announced into the header that is
-// there, the others into a new one.
+// copyTrailers copies the request's trailers, which net/http puts into its own
+// request, to the handler's request. If trailers were announced, the handler has
+// a Trailer already, which is filled in.
 func (x *exchange) copyTrailers() {
 	switch {
 	case len(x.r.Trailer) == 0:

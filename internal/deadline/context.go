@@ -9,24 +9,24 @@ import (
 	"time"
 )
 
-// A requestContext is context.WithDeadlineCause(parent, deadline, cause), with
-// two differences: the deadline can be lifted, and the timer and the channel
-// are made only when they are asked for. A context that is asked for the first
-// time when both its deadline has passed and its parent has ended shows the
-// parent's end.
+// A requestContext is like context.WithDeadlineCause(parent, deadline, cause), with
+// two differences. The deadline can be lifted. The timer and the channel are made
+// only when they are needed; so if the context is used for the first time when
+// both its deadline has passed and its parent has ended, it has the parent's
+// error.
 //
-//	running ──▶ lifted          the deadline no longer counts
+//	running ──▶ lifted          the deadline was lifted
 //	   └──────────┴──▶ timedOut (from running only), parentEnded, over
 type requestContext struct {
 	parent   context.Context
 	deadline time.Time
 
-	// timedOut is a context that was cancelled with the cause that this one
-	// has to show once its deadline has passed.
+	// timedOut is a context that was cancelled with the cause that this context
+	// has once its deadline has passed.
 	timedOut context.Context
 
-	// selfDriven is set if the context has to watch the clock and its parent
-	// by itself. Without it, a goroutine calls finish.
+	// selfDriven makes the context watch the clock and its parent. If it is false,
+	// the exchange calls finish.
 	selfDriven bool
 
 	state atomic.Uint32 // changes under mu
@@ -34,28 +34,28 @@ type requestContext struct {
 	mu    sync.Mutex // guards what follows
 	done  chan struct{}
 	after map[*func()]struct{}
-	timer *time.Timer // nil unless self-driven, and watching
-	stop  func() bool // stops watching the parent; nil like timer
+	timer *time.Timer // nil unless watchLocked was called
+	stop  func() bool // stops watching the parent; nil unless watchLocked was called
 }
 
 const (
-	contextRunning  = iota
-	contextLifted   // running, without a deadline
-	contextTimedOut // its own deadline has passed
-	contextParentEnded
-	contextOver // the request is over
+	contextRunning     = iota
+	contextLifted      // running, without a deadline
+	contextTimedOut    // the deadline has passed
+	contextParentEnded // the parent has ended
+	contextOver        // the request is over
 )
 
 func ended(state uint32) bool { return state > contextLifted }
 
-// canceledWith returns a context that has been cancelled with that cause.
+// canceledWith returns a context that was cancelled with the cause.
 func canceledWith(cause error) context.Context {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	cancel(cause)
 	return ctx
 }
 
-// canceled lends its cause to the contexts of requests that are over.
+// canceled has the cause for the contexts of requests that are over.
 var canceled = canceledWith(context.Canceled)
 
 func (c *requestContext) Deadline() (time.Time, bool) {
@@ -73,7 +73,7 @@ func (c *requestContext) Done() <-chan struct{} {
 		return c.done
 	}
 	c.mu.Unlock()
-	c.Err() // if it ought to have ended by now, it does
+	c.Err() // ends the context if it is due
 	c.mu.Lock()
 	if c.done == nil {
 		c.done = make(chan struct{})
@@ -97,7 +97,7 @@ func (c *requestContext) watchLocked() {
 
 func (c *requestContext) Err() error {
 	if c.selfDriven && !ended(c.state.Load()) {
-		// Without a call of Done nothing watches.
+		// Before a call of Done there is no timer.
 		if c.parent.Err() != nil {
 			c.finish(contextParentEnded)
 		} else if !time.Now().Before(c.deadline) {
@@ -115,8 +115,8 @@ func (c *requestContext) Err() error {
 	return nil
 }
 
-// Value finds the values of the parent. By a key of its own, the context
-// package asks here for the cause: see context.Cause.
+// Value returns the parent's values. context.Cause asks for the cause by a key of
+// package context, which is answered by timedOut or canceled.
 func (c *requestContext) Value(key any) any {
 	var cause any
 	switch c.state.Load() {
@@ -131,11 +131,11 @@ func (c *requestContext) Value(key any) any {
 	return c.parent.Value(key)
 }
 
-// AfterFunc calls f on a goroutine of its own when the context has ended. The
-// context package uses it to end the contexts that are derived from this one:
-// see context.AfterFunc.
+// AfterFunc calls f on a goroutine of its own when the context has ended. Package
+// context uses it to end the contexts that are derived from this one: see
+// context.AfterFunc.
 func (c *requestContext) AfterFunc(f func()) (stop func() bool) {
-	c.Done() // so that it is watched
+	c.Done() // starts the timer
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if ended(c.state.Load()) {
@@ -155,8 +155,7 @@ func (c *requestContext) AfterFunc(f func()) (stop func() bool) {
 	}
 }
 
-// lift takes the deadline away. It reports whether the deadline no longer
-// counts, which is not so if the context has ended before.
+// lift removes the deadline. It reports false if the context has ended already.
 func (c *requestContext) lift() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -171,14 +170,15 @@ func (c *requestContext) lift() bool {
 }
 
 // requestOver ends the context because the request is over, unless it has ended
-// or, without having been asked, ought to have.
+// or its end is due.
 func (c *requestContext) requestOver() {
 	c.Err()
 	c.finish(contextOver)
 }
 
-// finish ends the context, unless it has ended, or was to end by a deadline
-// that has been lifted. It reports whether the context has ended now.
+// finish ends the context with the state, unless it has ended before, or the state
+// is contextTimedOut and the deadline was lifted. It reports whether the context
+// has ended.
 func (c *requestContext) finish(state uint32) bool {
 	c.mu.Lock()
 	was := c.state.Load()

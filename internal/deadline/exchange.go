@@ -16,52 +16,51 @@ import (
 	"time"
 )
 
-// An exchange is one request and its answer, between the goroutine that
-// net/http serves it on and the one that the handler runs on:
+// An exchange is one request and its response. The handler runs on a goroutine of
+// its own, while the goroutine on which net/http serves the request waits:
 //
-//	running ──handler returns, panics──▶ finished: net/http's goroutine goes on with the response
+//	running ──handler returns, panics──▶ finished: net/http's goroutine completes the response
 //	   └────deadline, cancellation─────▶ expired: the handler is cut off, net/http's goroutine answers
 //
-// Whichever comes first releases net/http's goroutine, which was waiting. The
-// handler's goroutine reaches the inner ResponseWriter and body only through
-// enter and leave, so that once the exchange has expired, and all are out,
-// they are net/http's goroutine's alone. From then on net/http's goroutine
-// reads nothing of the request that the handler has.
+// The handler's goroutine calls the inner ResponseWriter and body only between
+// enter and leave. Once the exchange has expired and these calls have returned,
+// only net/http's goroutine uses the inner ResponseWriter and body. It does not
+// read the handler's request then, which the handler may be changing.
 type exchange struct {
 	cfg  *Config
-	w    http.ResponseWriter // as it came
-	r    *http.Request       // as it came
-	req  *http.Request       // as the handler sees it
-	top  guarded             // what the handler writes to, less the optional methods
+	w    http.ResponseWriter // the inner ResponseWriter
+	r    *http.Request       // the outer handler's request
+	req  *http.Request       // the handler's request
+	top  guarded             // the handler's ResponseWriter, without optional methods
 	body guardedBody
 	ctx  requestContext
 	over chan struct{} // closed when the exchange has finished
 
-	respHeader http.Header // as the handler sees it
+	respHeader http.Header // the handler's response header
 
-	reqHeader http.Header // the copies that the handler was given
-	reqURL    url.URL
+	reqHeader http.Header // the handler's copy of the request's header
+	reqURL    url.URL     // and of its URL
 
-	// Noted before the handler starts.
-	accept       []string // of the request
+	// Read from r before the handler starts.
+	accept       []string // the Accept header
 	late         Late
-	major, minor int   // of the protocol
-	hasBody      bool  // the request
-	length       int64 // of that body; -1 for unknown
+	major, minor int   // the protocol's version
+	hasBody      bool  // the request has a body
+	length       int64 // the body's length; -1 if unknown
 	hasForm      bool  // an outer handler has parsed the request's multipart form
 
 	mu        sync.Mutex // guards what follows
 	phase     exchangePhase
-	committed bool          // the status, or part of the body, is on its way
-	hijacked  bool          // the connection is the handler's
-	read      int64         // bytes of the request body that have been read
-	sawEOF    bool          // all of it has been read
-	returned  bool          // the handler has
-	outlives  bool          // the handler has been reported to Outlived
+	committed bool          // the status, or part of the body, was written
+	hijacked  bool          // the handler has hijacked the connection
+	read      int64         // how many bytes of the request body have been read
+	sawEOF    bool          // all of the request body has been read
+	returned  bool          // the handler has returned
+	outlives  bool          // the handler was reported to Outlived
 	writing   int           // calls under way in the inner writer
 	reading   int           // calls under way in the inner body
-	out       chan struct{} // nil unless timeOut waits; closed when such a call ends
-	outer     http.Header   // what the inner header was before a 1xx; nil without one
+	out       chan struct{} // nil unless awaitCalls waits; closed when such a call ends
+	outer     http.Header   // the inner header from before a 1xx; nil without one
 	end       handlerEnd
 }
 
@@ -73,11 +72,11 @@ const (
 	exchangeExpired
 )
 
-// handlerEnd is how a handler's goroutine ended. Neither normally nor in a
-// panic means runtime.Goexit.
+// handlerEnd is how a handler's goroutine ended. If normal is false and value is
+// nil, the handler has called runtime.Goexit.
 type handlerEnd struct {
-	normal bool
-	value  any // of the panic
+	normal bool // the handler returned
+	value  any  // the value of its panic
 }
 
 func newExchange(cfg *Config, w http.ResponseWriter, r *http.Request, deadline time.Time) *exchange {
@@ -95,7 +94,7 @@ func newExchange(cfg *Config, w http.ResponseWriter, r *http.Request, deadline t
 		x.respHeader = outer.Clone()
 	}
 	shallow := *r
-	shallow.URL = nil // copied here, which saves an allocation
+	shallow.URL = nil // copied into reqURL below, which saves an allocation
 	x.req = shallow.Clone(&x.ctx)
 	if r.URL != nil {
 		x.reqURL = *r.URL
@@ -122,7 +121,7 @@ func (x *exchange) run() {
 	end.normal = true
 }
 
-// finish is the end of the handler's goroutine.
+// finish is called at the end of the handler's goroutine.
 func (x *exchange) finish(end handlerEnd) {
 	x.mu.Lock()
 	x.returned = true
@@ -135,7 +134,7 @@ func (x *exchange) finish(end handlerEnd) {
 	outlives := x.outlives
 	x.mu.Unlock()
 
-	// net/http's goroutine has gone on without this one.
+	// The exchange has expired, and net/http's goroutine does not wait any more.
 	if end.value != nil && end.value != http.ErrAbortHandler && x.cfg.LatePanic != nil {
 		x.cfg.LatePanic(x.late, end.value)
 	}
@@ -147,8 +146,8 @@ func (x *exchange) finish(end handlerEnd) {
 	}
 }
 
-// wait blocks until the handler has come to its end, and reports true, or the
-// exchange has expired.
+// wait blocks until the handler has ended, and reports true, or until the exchange
+// has expired, and reports false.
 func (x *exchange) wait(left time.Duration) bool {
 	timer := time.NewTimer(left)
 	defer timer.Stop()
@@ -161,8 +160,8 @@ func (x *exchange) wait(left time.Duration) bool {
 		case <-deadline:
 			deadline = nil
 			if d, ok := x.ctx.parent.Deadline(); ok && !d.After(x.ctx.deadline) && !ended(x.ctx.state.Load()) {
-				// The parent ends now, too. If it is another RequestTimeout's, an
-				// answer begun here would be one that the other has to abort.
+				// The parent ends now, too. If that is the context of an outer
+				// RequestTimeout, it would have to abort a response begun here.
 				continue
 			}
 		case <-parentEnded:
@@ -182,9 +181,9 @@ func (x *exchange) wait(left time.Duration) bool {
 	}
 }
 
-// expire ends the exchange. It does not if the exchange has finished, if the
-// connection is the handler's, or if that is because of a deadline that has
-// been lifted. It reports whether the exchange has expired.
+// expire makes the exchange expire, and reports whether it did. It does not if the
+// exchange has finished, if the connection was hijacked, or if the reason is a
+// deadline that was lifted.
 func (x *exchange) expire(why uint32) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -195,18 +194,18 @@ func (x *exchange) expire(why uint32) bool {
 		x.ctx.finish(why)
 		return false
 	}
-	// The handler is cut off before its context ends: if it is another
-	// RequestTimeout, it would begin to answer.
+	// The handler is cut off before its context ends, because an inner
+	// RequestTimeout would begin to answer when its context ends.
 	x.phase = exchangeExpired
 	x.ctx.finish(why)
 	return true
 }
 
-// The methods of a gate.
+// The methods of gate.
 
 func (x *exchange) header(http.ResponseWriter) http.Header { return x.respHeader }
 
-func (x *exchange) noted() (context.Context, int) { return x.late.Context, x.major }
+func (x *exchange) requestInfo() (context.Context, int) { return x.late.Context, x.major }
 
 func (x *exchange) enter(w http.ResponseWriter, call callKind) verdict {
 	x.mu.Lock()
@@ -219,7 +218,7 @@ func (x *exchange) enter(w http.ResponseWriter, call callKind) verdict {
 	}
 	switch {
 	case call == callInterim:
-		// It sends the header as it is now, but does not fix it.
+		// It sends the header, which may still change afterwards.
 		if x.outer == nil {
 			x.outer = maps.Clone(w.Header())
 			if x.outer == nil {
@@ -238,20 +237,20 @@ func (x *exchange) enter(w http.ResponseWriter, call callKind) verdict {
 	return pass
 }
 
-// leave ends what enter began. If the time ran out meanwhile, the error that
-// the interruption has made becomes the one that says so.
+// leave ends a call that enter began. If the exchange has expired meanwhile, the
+// error of the interrupted call becomes http.ErrHandlerTimeout.
 func (x *exchange) leave(err error) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.writing--
-	x.tellOutLocked()
+	x.callEndedLocked()
 	if x.phase == exchangeExpired && err != nil {
 		return http.ErrHandlerTimeout
 	}
 	return err
 }
 
-func (x *exchange) tellOutLocked() {
+func (x *exchange) callEndedLocked() {
 	if x.out != nil {
 		close(x.out)
 		x.out = nil
@@ -259,7 +258,7 @@ func (x *exchange) tellOutLocked() {
 }
 
 func (x *exchange) control(w http.ResponseWriter, do func(*http.ResponseController) error) error {
-	x.mu.Lock() // it is done before the deadline, or not at all
+	x.mu.Lock() // so that the exchange does not expire during do
 	defer x.mu.Unlock()
 	if x.phase != exchangeRunning {
 		return http.ErrHandlerTimeout
@@ -272,7 +271,8 @@ func (x *exchange) hijack(w http.ResponseWriter) (net.Conn, *bufio.ReadWriter, e
 	committed := x.committed
 	x.mu.Unlock()
 	if committed {
-		// net/http flushes in Hijack, which may block; not under the lock.
+		// net/http flushes in Hijack, which may block, so it is flushed here, without
+		// the lock.
 		g := guarded{x, w}
 		if err := g.FlushError(); err == http.ErrHandlerTimeout {
 			return nil, nil, err
@@ -291,8 +291,8 @@ func (x *exchange) hijack(w http.ResponseWriter) (net.Conn, *bufio.ReadWriter, e
 	return conn, buf, err
 }
 
-// past is a deadline that has passed.
-var past = time.Unix(1, 0)
+// aLongTimeAgo is a deadline that has passed.
+var aLongTimeAgo = time.Unix(1, 0)
 
 const (
 	// lingerTime is how long, after a 504, the rest of an HTTP/1 request is
@@ -302,9 +302,9 @@ const (
 	// http1Rest is how much of the rest net/http reads by itself.
 	http1Rest = 256 << 10
 
-	// quietTime is how long, after a 504 to a client that may be sending, a
-	// handler that is reading waits for more.
-	quietTime = 10 * time.Millisecond
+	// readWait is how long, after a 504, a Read of the handler's may go on before
+	// it is interrupted. It returns by itself if the client is sending.
+	readWait = 10 * time.Millisecond
 
 	// http2CallTime is how long an expired HTTP/2 stream waits for a call of
 	// its handler that the stream's deadlines do not free: a write while the
@@ -312,8 +312,8 @@ const (
 	http2CallTime = time.Second
 )
 
-// complete ends an exchange whose handler has come to its end in time, as if
-// it had run here.
+// complete ends an exchange whose handler has ended in time. It repeats the
+// handler's panic or runtime.Goexit on net/http's goroutine.
 func (x *exchange) complete() {
 	switch {
 	case x.hijacked:
@@ -331,9 +331,9 @@ func (x *exchange) complete() {
 	}
 }
 
-// handBack gives the outer handler's request what the handler has made of its
-// own, as if they had been the same. What is unchanged is not written, for an
-// outer handler may be reading it.
+// handBack copies what the handler has changed in its request to the outer
+// handler's. Only changes are written, because an outer handler's goroutine may
+// read the rest.
 func (x *exchange) handBack() {
 	form := x.r.MultipartForm
 	HandBack(x.r, x.req)
@@ -354,8 +354,8 @@ func (x *exchange) handBack() {
 	}
 }
 
-// syncHeader makes the header inner the same as h, deletions included. The
-// values stay shared.
+// syncHeader makes the header inner equal to h, deletions included. The values
+// are shared.
 func syncHeader(inner, h http.Header) {
 	if len(inner) > 0 {
 		for k := range inner {
@@ -380,7 +380,8 @@ func (x *exchange) hasTrailers() bool {
 	return false
 }
 
-// timeOut ends an exchange that has expired, while the handler goes on.
+// timeOut answers or aborts an exchange that has expired, while the handler may go
+// on.
 func (x *exchange) timeOut() {
 	gone := !errors.Is(x.ctx.Err(), context.DeadlineExceeded) && !errors.Is(context.Cause(&x.ctx), context.DeadlineExceeded)
 
@@ -391,13 +392,14 @@ func (x *exchange) timeOut() {
 	}
 	abort := gone || x.committed || x.writing > 0
 	unread := x.hasBody && !x.sawEOF
-	// An HTTP/1 client that has much more to send than net/http reads after a
-	// response would be reset, most likely before it has read the answer.
+	// If an HTTP/1 client has more to send than net/http reads after a response,
+	// net/http's close would reset the connection, probably before the client has
+	// read the response.
 	much := x.major < 2 && unread && max(x.length, x.read) > http1Rest
 	x.mu.Unlock()
 
-	first := x.major >= 2 || much // the answer, before the handler leaves the body
-	if abort || !first {
+	answerFirst := x.major >= 2 || much // before the handler's Read has returned
+	if abort || !answerFirst {
 		x.interrupt(abort && unread)
 	}
 	if abort {
@@ -414,24 +416,23 @@ func (x *exchange) timeOut() {
 	}
 	rc := http.NewResponseController(x.w)
 	if unread && x.major < 2 {
-		// Without that net/http would first read the rest, which may never
-		// come.
+		// Otherwise net/http reads the rest first, which may never come.
 		h.Set("Connection", "close")
 		if !much {
 			rc.SetReadDeadline(time.Now().Add(lingerTime))
 		}
 	}
 	x.cfg.Answer(x.w, x.accept)
-	if !first || !x.hasBody {
+	if !answerFirst || !x.hasBody {
 		return
 	}
 
-	// The body is the caller's as soon as this returns, so the handler has to be
-	// out of it. While data comes its Read ends by itself. Interrupting it breaks
-	// a chunked body for the reading below, and over HTTP/2 has net/http reset
-	// the stream if there is more data. So the answer goes out before.
+	// net/http uses the body when this returns, so the handler's Read has to have
+	// returned. If data comes, it returns by itself. Interrupting it breaks a chunked
+	// body for the reading below, and over HTTP/2 makes net/http reset the stream
+	// if there is more data. So the response is sent before.
 	sent := rc.Flush() == nil
-	if !sent || !x.waitOut(true, quietTime) {
+	if !sent || !x.awaitCalls(true, readWait) {
 		x.interrupt(false)
 	}
 	if much && sent && rc.SetReadDeadline(time.Now().Add(lingerTime)) == nil {
@@ -440,33 +441,32 @@ func (x *exchange) timeOut() {
 }
 
 // interrupt makes the calls that are under way in the inner writer and in the
-// inner body come back, and waits until they have. With unread, nothing can be
-// read from an HTTP/1 connection from then on even if no call is reading now.
+// inner body return, and waits for them. With unread, later reads from an HTTP/1
+// connection fail as well, even if no call is reading now.
 func (x *exchange) interrupt(unread bool) {
 	rc := http.NewResponseController(x.w)
 	x.mu.Lock()
 	writing, reading := x.writing > 0, x.reading > 0
 	x.mu.Unlock()
 	if writing {
-		rc.SetWriteDeadline(past)
+		rc.SetWriteDeadline(aLongTimeAgo)
 	}
 	if reading || unread && x.major < 2 {
-		// If this cannot be done, waiting for the reader would be in vain.
-		reading = rc.SetReadDeadline(past) == nil && reading
+		// If the deadline cannot be set, the Read may never return.
+		reading = rc.SetReadDeadline(aLongTimeAgo) == nil && reading
 	}
 	if x.major < 2 {
-		// However long it takes: two goroutines in one HTTP/1 connection would
-		// corrupt it.
-		x.waitOut(reading, 0)
+		// Without limit, because two goroutines that use one HTTP/1 connection would
+		// corrupt the response.
+		x.awaitCalls(reading, 0)
 	} else {
-		x.waitOut(reading, http2CallTime)
+		x.awaitCalls(reading, http2CallTime)
 	}
 }
 
-// waitOut blocks until no call is under way in the inner writer and, with
-// reading, in the inner body, at most for the time given unless it is zero. It
-// reports whether they are out.
-func (x *exchange) waitOut(reading bool, most time.Duration) bool {
+// awaitCalls blocks until no call is under way in the inner writer and, with
+// reading, in the inner body. It reports false after most, unless that is zero.
+func (x *exchange) awaitCalls(reading bool, most time.Duration) bool {
 	var timeout <-chan time.Time
 	for {
 		x.mu.Lock()
@@ -490,17 +490,19 @@ func (x *exchange) waitOut(reading bool, most time.Duration) bool {
 	}
 }
 
-// closeDelimited reports whether the body may end with the connection, so
-// that closing it would look like a whole answer (RFC 9112 6.3).
+// closeDelimited reports whether the response's body may end with the connection
+// (RFC 9112, section 6.3). Closing the connection would then look like the end of a
+// complete response.
 func (x *exchange) closeDelimited() bool {
 	return x.major < 2 && (x.major < 1 || x.minor < 1 || x.w.Header().Get("Transfer-Encoding") == "identity")
 }
 
-// reset closes the connection such that the client sees an error and not an
-// end. Without a way to do that, the panic that follows closes it.
+// reset closes the connection with a TCP reset, so that the client sees an error
+// instead of the body's end. If it cannot, the panic that follows closes the
+// connection.
 func (x *exchange) reset() {
 	rc := http.NewResponseController(x.w)
-	rc.SetWriteDeadline(past) // for Hijack flushes
+	rc.SetWriteDeadline(aLongTimeAgo) // since Hijack flushes
 	conn, _, err := rc.Hijack()
 	if err != nil {
 		return
@@ -509,6 +511,6 @@ func (x *exchange) reset() {
 	if t, ok := socket.(interface{ SetLinger(sec int) error }); ok {
 		t.SetLinger(0)
 	}
-	socket.Close() // first, or a tls.Conn would say goodbye
-	conn.Close()   // whoever counts connections has to hear of it
+	socket.Close() // first, since a tls.Conn's Close sends an alert
+	conn.Close()   // for wrappers that count connections
 }

@@ -7,7 +7,7 @@ import (
 	"net/http"
 )
 
-// The bits of a writer's kind: what it can do beyond http.ResponseWriter.
+// The bits of a writer's kind: the optional interfaces that it implements.
 const (
 	canFlushBit = 1 << iota
 	canHijackBit
@@ -17,8 +17,8 @@ const (
 )
 
 // writerLike returns g with the optional methods that its inner writer has,
-// and with no others: handlers decide by a type assertion what they can do.
-// All kinds are a pointer in an interface: none costs an allocation.
+// and with no others, since handlers find out by type assertions.
+// All kinds hold a single pointer, so the interface value costs no allocation.
 func writerLike(g *guarded) http.ResponseWriter {
 	kind := 0
 	if _, ok := g.w.(http.Flusher); ok {
@@ -104,8 +104,8 @@ func writerLike(g *guarded) http.ResponseWriter {
 	}
 }
 
-// The kinds: each is named by the first letters of what it can do, and adds
-// one method to a lesser one.
+// The kinds of writers. Each is named by the first letters of its optional
+// methods, and adds one method to another kind.
 type (
 	writer struct{ *guarded }
 

@@ -9,35 +9,35 @@ import (
 	"time"
 )
 
-// A deadlineRequest is a request, its context and its writer in one allocation:
-// what WithContext returns is copied here, and so never leaves the stack. It
-// is not used again: a handler's goroutines may keep any of them.
+// A deadlineRequest is a request, its context and its ResponseWriter in one
+// allocation. It is not reused, since goroutines of the handler may keep any of
+// them.
 type deadlineRequest struct {
-	now time.Time     // when it came
-	r   *http.Request // as it came
-	req http.Request  // as the handler sees it
+	now time.Time     // when Serve was called
+	r   *http.Request // the outer handler's request
+	req http.Request  // the handler's request
 	ctx requestContext
 	top guarded
 
-	connEnd time.Time // when the connection's deadlines are
-	major   int       // of the protocol
+	connEnd time.Time // the connection's deadlines
+	major   int       // the protocol's major version
 
 	mu        sync.Mutex // guards what follows
-	committed bool       // the status is on its way
-	hijacked  bool       // the connection is the handler's
+	committed bool       // the status was written
+	hijacked  bool       // the handler has hijacked the connection
 }
 
-// end ends the context, and hands what the handler's request has come to
-// have to the request that came.
+// end ends the context, and copies the handler's pattern and forms to the outer
+// handler's request.
 func (x *deadlineRequest) end() {
 	HandBack(x.r, &x.req)
 	x.ctx.requestOver()
 }
 
 // limitConn sets the deadlines of the connection to connEnd, or with lifted back
-// to what they were. It does not put off those of the server. net/http takes
-// them away before the next request. Where they cannot be set, the context has
-// to do.
+// to the server's. It does not replace an earlier deadline of the server's.
+// net/http removes the deadlines before the next request. If they cannot be set,
+// only the context ends.
 func (x *deadlineRequest) limitConn(lifted bool) {
 	rc := http.NewResponseController(x.top.w)
 	set := func(set func(time.Time) error, servers time.Time) {
@@ -51,15 +51,15 @@ func (x *deadlineRequest) limitConn(lifted bool) {
 	}
 	write, read := x.serverDeadlines()
 	set(rc.SetWriteDeadline, write)
-	// Without a body the server reads only to learn whether the client is
-	// still there, and would take a passed deadline for a client that is not.
+	// Without a body net/http reads only to find out whether the client has
+	// disconnected, and would take a timeout for that.
 	if hasBody(x.r) {
 		set(rc.SetReadDeadline, read)
 	}
 }
 
-// serverDeadlines returns what net/http has set the connection's deadlines to,
-// or nearly so; zero if it has set none.
+// serverDeadlines returns the deadlines that net/http has set on the connection,
+// approximately, since they count from x.now. They are zero if it has set none.
 func (x *deadlineRequest) serverDeadlines() (write, read time.Time) {
 	if srv, _ := x.r.Context().Value(http.ServerContextKey).(*http.Server); srv != nil {
 		if srv.WriteTimeout > 0 {
@@ -72,7 +72,8 @@ func (x *deadlineRequest) serverDeadlines() (write, read time.Time) {
 	return write, read
 }
 
-// The methods of a gate: all calls pass, and two of them lift the deadline.
+// The methods of gate. The deadline does not stop any call. The first write of an
+// event stream, and a hijack, lift it.
 
 func (x *deadlineRequest) header(w http.ResponseWriter) http.Header { return w.Header() }
 
@@ -97,7 +98,7 @@ func (x *deadlineRequest) control(w http.ResponseWriter, do func(*http.ResponseC
 }
 
 func (x *deadlineRequest) hijack(w http.ResponseWriter) (net.Conn, *bufio.ReadWriter, error) {
-	conn, buf, err := w.(http.Hijacker).Hijack() // takes the connection's deadlines away
+	conn, buf, err := w.(http.Hijacker).Hijack() // removes the connection's deadlines
 	if err == nil {
 		x.mu.Lock()
 		x.hijacked = true
@@ -107,4 +108,4 @@ func (x *deadlineRequest) hijack(w http.ResponseWriter) (net.Conn, *bufio.ReadWr
 	return conn, buf, err
 }
 
-func (x *deadlineRequest) noted() (context.Context, int) { return x.ctx.parent, x.major }
+func (x *deadlineRequest) requestInfo() (context.Context, int) { return x.ctx.parent, x.major }

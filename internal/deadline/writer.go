@@ -16,19 +16,19 @@ import (
 	"github.com/seed-121bbccf/graceful/internal/sendfile"
 )
 
-// A guarded is a ResponseWriter behind a gate: the inner one as it came, or one
-// that Unwrap has found below it. It has the methods that every handler may
-// call and those that only http.ResponseController looks for; what else the
-// inner writer has, writerLike adds.
+// A guarded is a ResponseWriter whose calls pass a gate. The inner writer is
+// net/http's or an outer handler's, or one that Unwrap has returned. guarded has
+// the methods of ResponseWriter and those that only http.ResponseController looks
+// for; writerLike adds the optional methods that the inner writer has.
 type guarded struct {
 	gate gate
 	w    http.ResponseWriter // inner
 }
 
-// enter begins a call into the inner writer, or returns the error that the
-// handler gets instead. It logs what net/http would log, which would not find
-// the handler's line. The name is that of the method in net/http's log; if it
-// is empty, a call after a hijack is not logged.
+// enter begins a call into the inner writer, or returns the error for the handler
+// instead. Like net/http it logs misuse, with the handler's line, which net/http
+// would not find. name is the method's name in net/http's log; if it is empty, a
+// call after a hijack is not logged.
 func (g *guarded) enter(call callKind, name string) error {
 	switch v := g.gate.enter(g.w, call); {
 	case v == pass:
@@ -51,9 +51,9 @@ func (g *guarded) enterWrite(n int) error {
 	return g.enter(callBody, "response.Write")
 }
 
-// logMisuse logs a mistake of the handler with the line at which it is.
+// logMisuse logs a mistake of the handler with the line of its call.
 func (g *guarded) logMisuse(mistake string) {
-	ctx, major := g.gate.noted()
+	ctx, major := g.gate.requestInfo()
 	if major >= 2 {
 		return // net/http does not log it
 	}
@@ -112,7 +112,7 @@ func (g *guarded) FlushError() (err error) {
 	return http.NewResponseController(g.w).Flush()
 }
 
-// canFlush reports whether http.ResponseController finds a way to flush w.
+// canFlush reports whether http.ResponseController can flush w.
 func canFlush(w http.ResponseWriter) bool {
 	for {
 		switch t := w.(type) {
@@ -150,7 +150,7 @@ func (g *guarded) push(target string, opts *http.PushOptions) (err error) {
 	return g.w.(http.Pusher).Push(target, opts)
 }
 
-// unwrap returns what is below the inner writer, behind the same guard.
+// unwrap returns the writer below the inner writer, behind the same gate.
 func (g *guarded) unwrap() http.ResponseWriter {
 	w := g.w.(interface{ Unwrap() http.ResponseWriter }).Unwrap()
 	if w == nil {
@@ -159,37 +159,37 @@ func (g *guarded) unwrap() http.ResponseWriter {
 	return writerLike(&guarded{g.gate, w})
 }
 
-// A gate stands between a handler and the inner ResponseWriter: it knows how far
-// the response is, and whether the handler may still say anything.
+// A gate decides about the calls of a handler into the inner ResponseWriter: it
+// keeps the state of the response, and whether the handler may still write.
 type gate interface {
 	// header returns the response's header as the handler sees it.
 	header(w http.ResponseWriter) http.Header
 
-	// enter begins a call into the inner writer w if it returns pass; leave
-	// ends it, and returns the error that the handler gets for err.
+	// enter begins a call into the inner writer w if it returns pass. leave ends
+	// the call, which returned err, and returns the error for the handler.
 	enter(w http.ResponseWriter, call callKind) verdict
 	leave(err error) error
 
-	// control does what does not block.
+	// control calls do, which must not block, unless the handler is cut off.
 	control(w http.ResponseWriter, do func(*http.ResponseController) error) error
 
 	// hijack hijacks w, which is an http.Hijacker.
 	hijack(w http.ResponseWriter) (net.Conn, *bufio.ReadWriter, error)
 
-	// noted returns the context of the request as it came, and the major
-	// version of its protocol.
-	noted() (ctx context.Context, major int)
+	// requestInfo returns the context of the outer handler's request, and the
+	// major version of its protocol.
+	requestInfo() (ctx context.Context, major int)
 }
 
 // A callKind is a kind of call into a ResponseWriter.
 type callKind int
 
 const (
-	callOther   callKind = iota // says nothing of the response: Push
+	callOther   callKind = iota // does not change the response: Push
 	callInterim                 // WriteHeader, with a 1xx status that is not 101
 	callInvalid                 // WriteHeader, with a status over which net/http panics
 	callStatus                  // WriteHeader, with any other status
-	callBody                    // Write and what does the same, Flush
+	callBody                    // Write, WriteString, ReadFrom, Flush
 )
 
 func statusCall(code int) callKind {
@@ -202,23 +202,23 @@ func statusCall(code int) callKind {
 	return callStatus
 }
 
-// commits reports whether the header is fixed after the call.
+// commits reports whether the header cannot be changed after the call.
 func (c callKind) commits() bool { return c >= callStatus }
 
 // setsStatus reports whether the call is one of WriteHeader.
 func (c callKind) setsStatus() bool { return callInterim <= c && c <= callStatus }
 
-// A verdict says what becomes of a call.
+// A verdict is a gate's decision about a call.
 type verdict int
 
 const (
-	pass verdict = iota
-	tooLate
-	superfluous // the status is on its way already
-	afterHijack
+	pass        verdict = iota // the call is made
+	tooLate                    // the exchange has expired
+	superfluous                // the status was written already
+	afterHijack                // the connection was hijacked
 )
 
-// judge returns the verdict on a call of a handler that has time left.
+// judge returns the verdict on a call of a handler that is not cut off.
 func judge(call callKind, committed, hijacked bool) verdict {
 	switch {
 	case hijacked:
@@ -230,7 +230,7 @@ func judge(call callKind, committed, hijacked bool) verdict {
 }
 
 // isEventStream reports whether a response with header h is a stream of
-// server-sent events, which has no end of its own.
+// server-sent events, which is long-running.
 func isEventStream(h http.Header) bool {
 	if v := h["Content-Type"]; len(v) > 0 {
 		media, _, _ := strings.Cut(v[0], ";")
@@ -239,13 +239,13 @@ func isEventStream(h http.Header) bool {
 	return false
 }
 
-// readFrom hands files to the inner writer as they are, for sendfile. For an
-// exchange, what else there is to read from is read here, and handed over in
-// pieces: reading it may block, and the deadline could not free it from inside
-// the inner writer.
+// readFrom passes files to the inner writer's ReadFrom, for sendfile. For an
+// exchange, other sources are read here and passed on in pieces, because a Read of
+// src inside the inner writer's ReadFrom may block, and the deadline cannot
+// interrupt it.
 //
-// The first bytes are always read here: if there are none, the response has not
-// begun.
+// The first bytes are always read here, because the response does not begin if
+// src is empty.
 func (g *guarded) readFrom(src io.Reader) (n int64, err error) {
 	_, interrupts := g.gate.(*exchange)
 	whole := !interrupts || sendfile.IsFile(src)
@@ -253,7 +253,7 @@ func (g *guarded) readFrom(src io.Reader) (n int64, err error) {
 	defer copyBufs.Put(buf)
 	size := len(buf)
 	if whole {
-		size = 512 // which net/http would copy, too, to learn the type
+		size = 512 // as much as net/http copies to detect the Content-Type
 	}
 	for {
 		if whole && n > 0 {
@@ -292,7 +292,7 @@ const copyBufSize = 32 << 10
 
 var copyBufs = sync.Pool{New: func() any { return new([copyBufSize]byte) }}
 
-// A piece is the rest of what has been read.
+// A piece is a Reader of bytes that were read from a source.
 type piece struct{ b []byte }
 
 func (p *piece) Read(b []byte) (int, error) {

@@ -178,7 +178,7 @@ func (s *Sockets) Unused() []string {
 }
 
 // Ready tells the predecessor, if there is one, that this process serves, and
-// closes the sockets that were not taken, whose clients would wait for nobody.
+// closes the sockets that were not taken, so that their clients do not wait in vain.
 // Further calls do nothing. An error means that the predecessor has gone, or
 // has given up on this process and is about to end it.
 func (s *Sockets) Ready() error {

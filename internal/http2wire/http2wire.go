@@ -1,7 +1,7 @@
-// Package http2wire follows the frames of an HTTP/2 connection from outside:
-// where one frame ends and another may be put in, which streams are open, and
-// the two GOAWAY frames with which a server says farewell (RFC 9113, section
-// 6.8). It knows nothing of net/http and does no I/O.
+// Package http2wire follows the frames of an HTTP/2 connection: where another frame
+// may be inserted, and which streams are open. It has the two GOAWAY frames with
+// which a server shuts a connection down (RFC 9113, section 6.8). It does no I/O
+// and does not depend on net/http.
 package http2wire
 
 import "encoding/binary"
@@ -12,7 +12,7 @@ const Preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 // A FrameType is the type of a frame (RFC 9113, section 6).
 type FrameType byte
 
-// The types of frames that matter to an observer.
+// The types of frames that this package interprets.
 const (
 	Data         FrameType = 0x0
 	Headers      FrameType = 0x1
@@ -38,41 +38,40 @@ const (
 	maxStreamID = 1<<31 - 1
 )
 
-// Announcement is the first of the server's two farewells: a GOAWAY whose last
-// stream is 2^31-1, which asks the client to open no more streams and takes none
-// away, and a PING. A client handles the two in order, so its acknowledgement of
-// the PING comes after the last stream that it has opened.
+// Announcement is a GOAWAY whose last stream is 2^31-1, followed by a PING. The
+// GOAWAY asks the client to open no more streams; streams that the client opens
+// nevertheless are served. A client handles the two frames in order, so its
+// acknowledgement of the PING comes after the last stream that it opens.
 var Announcement = []byte("" +
 	"\x00\x00\x08\x07\x00\x00\x00\x00\x00" + "\x7f\xff\xff\xff" + "\x00\x00\x00\x00" +
 	"\x00\x00\x08\x06\x00\x00\x00\x00\x00" + pingData)
 
 const pingData = "graceful" // the payload of a PING has 8 bytes
 
-// FinalGoAway returns the second farewell: a GOAWAY that names the last stream
-// that is served.
+// FinalGoAway returns a GOAWAY with the last stream that is served.
 func FinalGoAway(last uint32) []byte {
 	b := []byte("\x00\x00\x08\x07\x00\x00\x00\x00\x00" + "\x00\x00\x00\x00" + "\x00\x00\x00\x00")
 	binary.BigEndian.PutUint32(b[headerLen:], last)
 	return b
 }
 
-// A Cursor follows the frames of one direction of a connection through pieces
-// of any size. The zero Cursor stands before the first frame.
+// A Cursor follows the frames of one direction of a connection, which is read or
+// written in pieces of any size. The zero Cursor is before the first frame.
 type Cursor struct {
-	// The frame that the cursor is in or, once that has ended, the one that
-	// it has just passed: its header and the first 8 bytes of its payload.
+	// The header and the first 8 bytes of the payload of the current frame or,
+	// between two frames, of the last one.
 	buf  [headerLen + 8]byte
-	kept int // how much of that payload is in buf
+	kept int // how many bytes of that payload are in buf
 
-	have  int  // header bytes seen, 9 within the payload, 0 between frames
-	left  int  // payload bytes still to come
+	have  int  // how many bytes of the header were seen; 0 between frames
+	left  int  // how many bytes of the payload are still to come
 	block bool // a header block has begun and needs a CONTINUATION
-	skip  int  // bytes to pass over before the next frame
+	skip  int  // how many bytes to skip before the next frame
 }
 
-// Advance moves the cursor through p, but not beyond the end of the frame that
-// it is in. It returns how far it went and whether that frame ended there. Then
-// the other methods describe that frame until the next Advance.
+// Advance moves the cursor through p, but not beyond the end of the current frame.
+// It returns how many bytes of p it consumed, and whether the frame ended there. If
+// so, the other methods describe that frame until the next Advance.
 func (c *Cursor) Advance(p []byte) (n int, ended bool) {
 	if c.skip > 0 {
 		n = min(c.skip, len(p))
@@ -105,16 +104,15 @@ func (c *Cursor) Advance(p []byte) (n int, ended bool) {
 	return n, true
 }
 
-// Skip makes the cursor pass over the next n bytes, which are no frame.
+// Skip makes the cursor skip the next n bytes, which are not part of a frame.
 func (c *Cursor) Skip(n int) { c.skip = n }
 
-// Boundary reports whether another frame may be put in where the cursor is:
-// between two frames, and not within a header block, which RFC 9113, section
-// 4.3 wants in one piece.
+// Boundary reports whether another frame may be inserted here: between two frames,
+// but not within a header block (RFC 9113, section 4.3).
 func (c *Cursor) Boundary() bool { return c.have == 0 && !c.block }
 
-// ToBoundary returns how many bytes of p it takes to reach a boundary, and
-// len(p) if there is none in it. It does not move the cursor.
+// ToBoundary returns how many bytes of p come before the next boundary, and len(p)
+// if there is no boundary in p. It does not move the cursor.
 func (c *Cursor) ToBoundary(p []byte) int {
 	ahead := *c
 	n := 0

@@ -1,27 +1,26 @@
 package http2wire
 
-// Streams knows from the frames of a connection which of its streams are open.
-// It is one step ahead of the server for what comes in. Of what goes out it
-// counts only what has been written: when no stream is left here, every response
-// is in the kernel.
+// Streams follows which streams of a connection are open. It sees incoming frames
+// before the server does, and outgoing frames when they were written. So when no
+// stream is open, every response was passed to the kernel.
 //
-// A stream is open from the end of its header block on. Until then no frame of
-// another stream can come, and the server has no request.
+// A stream is open from the end of its first header block on. Until then no frame
+// of another stream can come, and the server has no request.
 type Streams struct {
 	open    map[uint32]ends
 	highest uint32 // of the streams that the client has opened
 
-	coming    uint32 // the stream whose first header block is coming in; 0: none
+	coming    uint32 // the stream whose first header block is being received; 0: none
 	comingEnd bool   // its request ends with that block
-	ending    uint32 // the stream whose last header block is going out; 0: none
+	ending    uint32 // the stream whose last header block is being written; 0: none
 
-	// The server's own GOAWAY, once it is out.
-	final  bool
-	failed bool
+	// From the server's own GOAWAY, once it was written.
+	final  bool   // it was written
+	failed bool   // it had an error
 	last   uint32 // streams above it are not served
 }
 
-// ends says which of its directions a stream has ended.
+// ends is the set of directions in which a stream has ended.
 type ends uint8
 
 const (
@@ -32,8 +31,8 @@ const (
 // Open returns how many streams are open.
 func (s *Streams) Open() int { return len(s.open) }
 
-// OpenUpTo returns how many of the streams up to id are open, those that the
-// server has promised included.
+// OpenUpTo returns how many of the client's streams up to id, and of the streams
+// that the server has promised, are open.
 func (s *Streams) OpenUpTo(id uint32) int {
 	n := 0
 	for open := range s.open {
@@ -55,7 +54,7 @@ func (s *Streams) Final() bool { return s.final }
 // close the connection.
 func (s *Streams) Failed() bool { return s.failed }
 
-// Matters reports whether In would take note of the frame that c has passed.
+// Matters reports whether In has an effect for the frame that c has passed.
 func Matters(c *Cursor) bool {
 	switch c.Type() {
 	case Headers, Continuation, RSTStream:
@@ -66,7 +65,7 @@ func Matters(c *Cursor) bool {
 	return false
 }
 
-// In takes note of the frame from the client that c has passed.
+// In updates s for the frame from the client that c has passed.
 func (s *Streams) In(c *Cursor) {
 	id := c.Stream()
 	switch c.Type() {
@@ -89,8 +88,7 @@ func (s *Streams) In(c *Cursor) {
 	}
 }
 
-// blockEnded opens the stream whose header block has come, if c has passed its
-// last frame.
+// blockEnded opens the stream whose first header block c has passed completely.
 func (s *Streams) blockEnded(c *Cursor) {
 	id := s.coming
 	if id == 0 || c.block {
@@ -106,7 +104,7 @@ func (s *Streams) blockEnded(c *Cursor) {
 	}
 }
 
-// Out takes note of the frame to the client that c has passed.
+// Out updates s for the frame to the client that c has passed.
 func (s *Streams) Out(c *Cursor) {
 	id := c.Stream()
 	switch c.Type() {
@@ -145,8 +143,8 @@ func (s *Streams) set(id uint32, e ends) {
 	s.open[id] = e
 }
 
-// end notes that one direction of stream id is over. A response that ends
-// before its request is followed by a RST_STREAM or by the request's end.
+// end ends one direction of the stream id. A response that ends before its request
+// is followed by a RST_STREAM or by the request's end.
 func (s *Streams) end(id uint32, e ends) {
 	was, ok := s.open[id]
 	switch {

@@ -1,8 +1,8 @@
-// Package sdnotify tells the service manager about the state of this process
-// by the protocol of sd_notify(3): datagrams of NAME=value lines to the socket
-// that the environment variable NOTIFY_SOCKET names. systemd listens there for
-// services of Type=notify and Type=notify-reload, and so do some other
-// supervisors and container runtimes.
+// Package sdnotify sends the state of this process to the service manager by the
+// protocol of sd_notify(3): datagrams of NAME=value lines to the socket that the
+// environment variable NOTIFY_SOCKET names. systemd listens there for services of
+// Type=notify and Type=notify-reload, and so do some other supervisors and
+// container runtimes.
 package sdnotify
 
 import (
@@ -15,16 +15,17 @@ import (
 	"time"
 )
 
-// Messages that are always the same.
+// Messages without parameters.
 const (
 	Ready    = "READY=1"    // start-up, or a reload, is finished
 	Stopping = "STOPPING=1" // the shutdown has begun
 	Watchdog = "WATCHDOG=1" // the process is alive
 )
 
-// Reloading says that a reload has begun. A service of Type=notify-reload has
-// to give the time too, in which systemd recognizes the reload that it asked
-// for; on systems other than Linux it is left out. Ready ends the reload.
+// Reloading returns the message that a reload has begun. It contains the time, by
+// which systemd recognizes the reload that it has asked a service of
+// Type=notify-reload for; on systems other than Linux it does not. Ready ends the
+// reload.
 func Reloading() string {
 	if now := monotonic(); now > 0 {
 		return "RELOADING=1\nMONOTONIC_USEC=" + usec(now)
@@ -32,17 +33,17 @@ func Reloading() string {
 	return "RELOADING=1"
 }
 
-// MainPID names the process that is the service from now on. It is accepted
-// from the current main process, and from any process of the service under
-// NotifyAccess=all.
+// MainPID returns the message that the process pid is the service's main process
+// from now on. systemd accepts it from the current main process, and with
+// NotifyAccess=all from any process of the service.
 func MainPID(pid int) string { return "MAINPID=" + strconv.Itoa(pid) }
 
-// ExtendTimeout asks for d from now on in the current state (starting,
-// stopping), even where that exceeds TimeoutStartSec or TimeoutStopSec. The
-// next ExtendTimeout, or the end of the state, has to come within d.
+// ExtendTimeout returns the message that the current state (starting, stopping) may
+// last for d from now on, even if that exceeds TimeoutStartSec or TimeoutStopSec.
+// The next ExtendTimeout, or the end of the state, has to come within d.
 func ExtendTimeout(d time.Duration) string { return "EXTEND_TIMEOUT_USEC=" + usec(d) }
 
-// Status is a line for a person, shown by systemctl status.
+// Status returns the message whose text systemctl status shows.
 func Status(text string) string {
 	return "STATUS=" + strings.NewReplacer("\n", " ", "\x00", " ").Replace(text)
 }
@@ -85,9 +86,9 @@ func Send(messages ...string) error {
 	return nil
 }
 
-// WatchdogInterval returns within which time Watchdog has to be sent again and
-// again (WatchdogSec), or 0 if the service manager does not expect it from this
-// process.
+// WatchdogInterval returns WatchdogSec, the time within which Watchdog has to be
+// sent again, or 0 if the service manager does not expect Watchdog from this
+// process. It returns an error if WATCHDOG_USEC is malformed.
 func WatchdogInterval() (time.Duration, error) {
 	text := os.Getenv("WATCHDOG_USEC")
 	if text == "" {
@@ -106,10 +107,10 @@ func WatchdogInterval() (time.Duration, error) {
 	return d, nil
 }
 
-// KeepAlive calls send with Watchdog at once and then twice in each interval,
-// as long as alive returns nil within half of it, until ctx ends. What an error
-// of alive leads to is the service manager's business. An error of send ends
-// nothing, for the next may succeed; KeepAlive returns that of the last one.
+// KeepAlive calls alive at once and then twice in each interval, until ctx ends. If
+// alive returns nil within half of the interval, KeepAlive calls send with Watchdog.
+// It goes on after an error of alive or send. It returns the error of the last
+// send.
 func KeepAlive(ctx context.Context, interval time.Duration, alive func(context.Context) error, send func(...string) error) (err error) {
 	tick := time.NewTicker(interval / 2)
 	defer tick.Stop()

@@ -1,4 +1,4 @@
-// Package sendfile knows what the kernel can copy to a socket by itself.
+// Package sendfile recognizes the files that the kernel can copy to a socket.
 package sendfile
 
 import (
@@ -6,9 +6,10 @@ import (
 	"io/fs"
 )
 
-// IsFile reports whether r is a regular file, or part of one, so that reading
-// from it does not wait for another process. io.Copy hides the *os.File in a
-// type of os's own, which has its Stat method.
+// IsFile reports whether r is a regular file, or an io.LimitedReader of one.
+// Reading from such a file does not wait for another process. IsFile looks for a
+// Stat method, because io.Copy passes an *os.File as an unexported type of package
+// os, which has that method.
 func IsFile(r io.Reader) bool {
 	if l, ok := r.(*io.LimitedReader); ok {
 		r = l.R

@@ -12,12 +12,12 @@ import (
 
 // Socket options that package syscall doesn't name.
 const (
-	soAttachReusePortCBPF = 51 // Linux 4.5
-	soBindToIfIndex       = 62 // Linux 5.7, for any user
-	noInterface           = 0x7fffffff
+	soAttachReusePortCBPF = 51         // Linux 4.5
+	soBindToIfIndex       = 62         // Linux 5.7, for any user
+	noInterface           = 0x7fffffff // no interface has this index
 )
 
-// soReusePort is 15 but on MIPS.
+// soReusePort returns SO_REUSEPORT, which is 15, except on MIPS.
 func soReusePort() int {
 	switch runtime.GOARCH {
 	case "mips", "mipsle", "mips64", "mips64le":
@@ -27,8 +27,8 @@ func soReusePort() int {
 }
 
 // SetReusePort makes lc's sockets share their port with other sockets of the
-// same user. Multipath TCP is turned off, for its sockets refuse to be
-// steered.
+// same user. It turns Multipath TCP off, whose sockets do not support
+// steerToSuccessor.
 func SetReusePort(lc *net.ListenConfig) error {
 	lc.SetMultipathTCP(false)
 	lc.Control = func(_, _ string, rc syscall.RawConn) error {
@@ -39,17 +39,18 @@ func SetReusePort(lc *net.ListenConfig) error {
 	return nil
 }
 
-// StopAdmitting makes the kernel refuse new connections to l, while those
-// whose handshake is under way still come into its queue. It reports whether
-// it did; the socket is as it was if not.
+// StopAdmitting makes the kernel refuse new connections to l, while connections
+// whose TCP handshake is under way still enter the accept queue. It reports
+// whether it did; otherwise the socket is unchanged. A unix socket admits no
+// connections once the caller has removed its file.
 //
-// A socket that is bound to an interface sees only what comes in there, and to
-// one that does not exist nothing comes in. With reuse, the other sockets of
-// the port are made to get all new connections first: the kernel would still
-// choose this one for its share of them, and drop those.
+// It binds the socket to an interface that does not exist, on which no connection
+// can arrive. With reuse, it first directs all new connections to another socket
+// of the port, because the kernel would still choose this socket for its share of
+// them, and drop those.
 func StopAdmitting(l net.Listener, reuse bool) bool {
 	if ul, ok := l.(*net.UnixListener); ok {
-		return ul != nil // its file is gone: the caller has removed it
+		return ul != nil
 	}
 	sc, ok := l.(syscall.Conn)
 	if !ok {
@@ -61,17 +62,16 @@ func StopAdmitting(l net.Listener, reuse bool) bool {
 	}
 	return control(rc, func(fd int) error {
 		if reuse {
-			// Without a successor, or where it is refused, what follows
-			// does what it does without reuse.
+			// An error is ignored: without a successor, the call below suffices.
 			_ = steerToSuccessor(fd)
 		}
 		return syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, soBindToIfIndex, noInterface)
 	}) == nil
 }
 
-// steerToSuccessor gives all new connections of a port that several sockets
-// share to the second that was bound to it. The kernel ignores it while there
-// is but one.
+// steerToSuccessor makes the kernel give all new connections of a port that several
+// sockets share to the second socket that was bound to it. It has no effect while
+// there is only one socket.
 func steerToSuccessor(fd int) error {
 	program := []syscall.SockFilter{{Code: syscall.BPF_RET | syscall.BPF_K, K: 1}}
 	prog := syscall.SockFprog{Len: uint16(len(program)), Filter: &program[0]}
@@ -81,8 +81,8 @@ func steerToSuccessor(fd int) error {
 	return err
 }
 
-// AcceptQueued reports whether a connection waits in l's accept queue, and
-// whether that can be known.
+// AcceptQueued reports whether a connection is in l's accept queue, and whether
+// that is known.
 func AcceptQueued(l net.Listener) (waits, known bool) {
 	const pollIn = 1
 	sc, ok := l.(syscall.Conn)
@@ -91,13 +91,13 @@ func AcceptQueued(l net.Listener) (waits, known bool) {
 	}
 	is, err := poll(sc, pollIn)
 	if errors.Is(err, syscall.EINTR) {
-		return true, true // ask again
+		return true, true // the caller tries again
 	}
 	return is, err == nil
 }
 
-// PeerClosed reports whether the peer of the socket below nc has closed its side,
-// though bytes may still wait to be read. Where that can't be known it is false.
+// PeerClosed reports whether the peer of the socket below nc is known to have
+// closed its side. Bytes may still wait to be read.
 func PeerClosed(nc net.Conn) bool {
 	const pollRDHup = 0x2000
 	sc, ok := Bottom(nc).(syscall.Conn)
@@ -105,10 +105,10 @@ func PeerClosed(nc net.Conn) bool {
 		return false
 	}
 	is, err := poll(sc, pollRDHup)
-	return err != nil && !errors.Is(err, syscall.EINTR) || is // it is closed
+	return err != nil && !errors.Is(err, syscall.EINTR) || is // an error: nc is closed
 }
 
-// poll reports whether one of the events is there, or the socket is hung up.
+// poll reports whether one of the events or POLLHUP is pending, without blocking.
 func poll(sc syscall.Conn, events int16) (is bool, err error) {
 	rc, err := sc.SyscallConn()
 	if err != nil {
@@ -132,25 +132,23 @@ func poll(sc syscall.Conn, events int16) (is bool, err error) {
 	return is, err
 }
 
-// Handshaking reports whether a handshake with l's port is under way: whether
-// the kernel has a connection for it in the state SYN_RECV. It is false where
-// that can't be known.
+// Handshaking reports whether a TCP handshake with l's port is known to be under
+// way: whether the kernel has a connection for the port in the state SYN_RECV.
 func Handshaking(l net.Listener) bool {
 	addr, ok := l.Addr().(*net.TCPAddr)
 	if !ok {
-		return false // a unix socket's connect has no such state
+		return false // connecting to a unix socket has no handshake
 	}
 	return anyInSynRecv(syscall.AF_INET, addr.Port) || anyInSynRecv(syscall.AF_INET6, addr.Port)
 }
 
-// anyInSynRecv asks the kernel for the connections of the family in the state
-// SYN_RECV whose local port it is, and reports whether there is one. See
-// sock_diag(7).
+// anyInSynRecv reports whether the kernel has a connection of the address family
+// in the state SYN_RECV whose local port is port. See sock_diag(7).
 func anyInSynRecv(family byte, port int) bool {
 	const (
 		netlinkSockDiag  = 4
 		sockDiagByFamily = 20
-		synRecv          = 1 << 3 // in a set of states
+		synRecv          = 1 << 3 // TCP_SYN_RECV as a bit in a set of states
 		size             = syscall.NLMSG_HDRLEN + 56
 	)
 	fd, err := syscall.Socket(syscall.AF_NETLINK, syscall.SOCK_RAW|syscall.SOCK_CLOEXEC, netlinkSockDiag)
@@ -158,8 +156,7 @@ func anyInSynRecv(family byte, port int) bool {
 		return false
 	}
 	defer syscall.Close(fd)
-	// The kernel has its answer ready when Sendto returns; this is for a
-	// kernel that knows better.
+	// The kernel's answer is ready when Sendto returns. The timeout is a safeguard.
 	timeout := syscall.Timeval{Usec: 100_000}
 	_ = syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, syscall.SO_RCVTIMEO, &timeout)
 
@@ -174,7 +171,7 @@ func anyInSynRecv(family byte, port int) bool {
 	if syscall.Sendto(fd, req, 0, &syscall.SockaddrNetlink{Family: syscall.AF_NETLINK}) != nil {
 		return false
 	}
-	// The first message says it all: a connection, or the end of the dump.
+	// The first message suffices: it is a connection, or the end of the dump.
 	reply := make([]byte, 4096)
 	for {
 		n, _, err := syscall.Recvfrom(fd, reply, 0)
@@ -186,7 +183,7 @@ func anyInSynRecv(family byte, port int) bool {
 	}
 }
 
-// control runs f on the descriptor of rc.
+// control calls f with the file descriptor of rc.
 func control(rc syscall.RawConn, f func(fd int) error) error {
 	var err error
 	if cerr := rc.Control(func(fd uintptr) { err = f(int(fd)) }); cerr != nil {

@@ -4,6 +4,6 @@ package sock
 
 import "net"
 
-// Pending reports whether bytes wait to be read. Here that is not known, and it
-// is false: the quiet window alone decides.
+// Pending reports whether bytes are known to wait to be read. On this operating
+// system that is not known.
 func Pending(net.Conn) bool { return false }

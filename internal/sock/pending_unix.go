@@ -7,9 +7,9 @@ import (
 	"syscall"
 )
 
-// Pending reports whether bytes wait in the receive queue of the socket below
-// nc. It is false where nothing waits, where the peer has closed, and where there
-// is no socket at the end of nc's NetConn methods.
+// Pending reports whether bytes wait in the receive queue of the socket below nc.
+// It reports false if there are none, if the peer has closed, and if there is no
+// socket below nc.
 func Pending(nc net.Conn) bool {
 	sc, ok := Bottom(nc).(syscall.Conn)
 	if !ok {
@@ -23,7 +23,7 @@ func Pending(nc net.Conn) bool {
 	rc.Control(func(fd uintptr) {
 		var b [1]byte
 		for {
-			// A peek does what FIONREAD does, and is in package syscall on every
+			// A peek, and not FIONREAD, which package syscall does not have on every
 			// Unix.
 			var err error
 			n, _, err = syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)

@@ -8,7 +8,7 @@ import (
 )
 
 // SetReusePort makes lc's sockets share their port with other sockets of the
-// same user.
+// same user. It turns Multipath TCP off.
 func SetReusePort(lc *net.ListenConfig) error {
 	lc.SetMultipathTCP(false)
 	lc.Control = func(_, _ string, rc syscall.RawConn) error {

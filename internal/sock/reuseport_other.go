@@ -9,6 +9,7 @@ import (
 	"runtime"
 )
 
+// SetReusePort returns an error that wraps errors.ErrUnsupported.
 func SetReusePort(*net.ListenConfig) error {
 	return fmt.Errorf("ReusePort on %s: %w", runtime.GOOS, errors.ErrUnsupported)
 }

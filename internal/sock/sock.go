@@ -1,12 +1,13 @@
-// Package sock asks and tells sockets what package net does not offer: whether
-// bytes wait to be read, whether a connection waits to be accepted, that a
-// listening socket shall admit nobody any more, that another process may bind the
-// same port. What an operating system can't do, its functions say.
+// Package sock has operations on sockets that package net does not offer: whether
+// bytes wait to be read, whether a connection is in the accept queue, making a
+// listening socket refuse new connections, sharing a port with another process.
+// Where an operating system does not support an operation, its function returns
+// false, or an error.
 package sock
 
 import "net"
 
-// Bottom returns what lies at the bottom of nc's NetConn methods.
+// Bottom returns the innermost connection that nc wraps, found by NetConn methods.
 func Bottom(nc net.Conn) net.Conn {
 	for {
 		w, ok := nc.(interface{ NetConn() net.Conn })

@@ -22,13 +22,13 @@ func (f *failure) Error() string { return f.cause + ": " + f.err.Error() }
 func (f *failure) Unwrap() error { return f.err }
 
 const (
-	causeDoubled = "doubled" // an answer that nobody had asked for
+	causeDoubled = "doubled" // an answer without a request
 	causeWrong   = "wrong"   // complete, but not the answer to this request
 
 	causePaused = "paused" // see Load.Window
 
 	// An HTTP/2 request that the server handed back untouched, and whose replay
-	// found nobody to connect to.
+	// found no server to connect to.
 	causeReplay = "replay refused"
 )
 

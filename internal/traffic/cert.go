@@ -66,7 +66,7 @@ func ServerTLS() *tls.Config {
 // other.
 func ClientTLS() *tls.Config { return &tls.Config{RootCAs: authority().pool} }
 
-// CertPEM returns ServerTLS's certificate and key, for whoever wants them as
+// CertPEM returns ServerTLS's certificate and key, for callers that need them as
 // files.
 func CertPEM() (cert, key []byte) {
 	a := authority()

@@ -38,7 +38,7 @@ func (c *h1Client) do(id string) (Outcome, error) {
 		resp, err := c.exchange(id, deadline)
 		if kept && errors.Is(err, errUnsent) {
 			c.close()
-			continue // not a retry: nobody has seen this request yet
+			continue // not a retry: the request was not sent yet
 		}
 		if err != nil || resp.Close || c.load.Kind.fresh {
 			c.close()

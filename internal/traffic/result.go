@@ -41,7 +41,7 @@ type Result struct {
 	Aborted  int
 	Refused  map[string]int // by reason: "refused", "handshake", "timeout", "replay refused", "close frame 1001", ...
 	Lost     map[string]int // by cause: "reset", "EOF", "truncated", "timeout", "wrong", "status 503", ...
-	Doubled  int            // answers that nobody had asked for, or no longer
+	Doubled  int            // answers without a request, or to one that was given up
 	Closed   int            // connections whose end a client saw while it was thinking
 
 	// Resent counts the connections whose first SYN the server's kernel

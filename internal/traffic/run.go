@@ -69,7 +69,7 @@ func (r *Run) Done() <-chan struct{} { return r.done }
 func (r *Run) Stop() *Result {
 	r.halt()
 	<-r.done
-	return &r.res // nobody writes to it any more
+	return &r.res // it is not written to any more
 }
 
 // Progress returns the counts so far, without the samples.

@@ -36,7 +36,7 @@ import (
 	"time"
 )
 
-// A Load says who the clients are, what they do and how often. Its zero value
+// A Load describes the clients, what they do and how often. Its zero value
 // but for Addr and Kind is usable.
 type Load struct {
 	Addr string // host:port of the server
