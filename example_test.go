@@ -79,13 +79,13 @@ func freeAddr() string {
 
 // awaitServer returns when a server listens on addr.
 func awaitServer(addr string) {
-	for {
-		if c, err := net.Dial("tcp", addr); err == nil {
+	graceful.Poll(30*time.Second, func() bool {
+		c, err := net.Dial("tcp", addr)
+		if err == nil {
 			c.Close()
-			return
 		}
-		time.Sleep(time.Millisecond)
-	}
+		return err == nil
+	})
 }
 
 // Serve does for an existing http.Server what Run does for a handler.

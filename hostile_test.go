@@ -85,7 +85,7 @@ func TestOtherALPN(t *testing.T) {
 	<-asked
 	s.stop()
 	waitPhase(s, graceful.PhaseDraining)
-	time.Sleep(200 * ms)
+	time.Sleep(200 * ms) // longer than the quiet window
 	c.send("two\n")
 	if line, err := c.br.ReadString('\n'); line != "answer\n" {
 		t.Errorf("got %q, %v", line, err)
@@ -280,7 +280,7 @@ func TestHalfBehindTheFirst(t *testing.T) {
 		c.expect("x")
 		s.stop()
 		waitPhase(s, graceful.PhaseDraining)
-		time.Sleep(300 * ms)
+		time.Sleep(300 * ms) // longer than the quiet window
 		c.send("GET /second HTTP/1.1\r\nHost: h\r\n\r\n"[len(half):])
 		c.expect("x")
 		s.end()

@@ -121,7 +121,7 @@ func TestExpectContinue(t *testing.T) {
 		<-entered
 		s.stop()
 		waitPhase(s, graceful.PhaseDraining)
-		time.Sleep(50 * ms)
+		time.Sleep(50 * ms) // longer than the quiet window
 		close(read)
 		if line, err := c.br.ReadString('\n'); line != "HTTP/1.1 100 Continue\r\n" {
 			t.Errorf("got %q, %v", line, err)

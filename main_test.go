@@ -8,8 +8,9 @@ import (
 	"go.uber.org/goleak"
 )
 
-// Poll asks until ok says yes, and reports whether it did within limit. It is for
-// what no channel tells of, here and in the tests outside of the package.
+// Poll calls ok until it returns true, and reports whether it did within limit. It
+// is for events that no channel announces, here and in the tests of the external
+// package.
 func Poll(limit time.Duration, ok func() bool) bool {
 	for began := time.Now(); !ok(); time.Sleep(time.Millisecond) {
 		if time.Since(began) > limit {
@@ -19,8 +20,8 @@ func Poll(limit time.Duration, ok func() bool) bool {
 	return true
 }
 
-// Eventually waits until look says yes. What look has seen is said of a wait in
-// vain.
+// Eventually waits until look returns true. If it never does, t fails with what
+// look has seen last.
 func Eventually(t testing.TB, look func() (ok bool, seen any)) {
 	t.Helper()
 	var seen any

@@ -89,9 +89,9 @@ func TestListenerTLS(t *testing.T) {
 			busy.say(t, "hold\n")
 			<-held
 			stopped := beginShut(t, l)
-			quiet.end(t) // io.EOF: it had a close_notify
-			<-s.left     // which comes before the connection's end
-			time.Sleep(2 * l.IdleGrace)
+			quiet.end(t)                // io.EOF: it had a close_notify
+			<-s.left                    // which comes before the connection's end
+			time.Sleep(2 * l.IdleGrace) // it would be closed by then if it were idle
 			if s := l.Stats(); s.Active != 1 || s.Open() != 1 {
 				t.Errorf("while one is busy: %v", s)
 			}
