@@ -539,15 +539,11 @@ var blockingMethods = []string{"RemoteAddr", "SetReadDeadline", "SetDeadline", "
 
 // blockingListener returns a listener over l of such connections.
 func blockingListener(l *virtListener, method string, deaf bool, over <-chan struct{}) net.Listener {
-	return &hookedListener{Listener: l, accept: func() (net.Conn, error) {
-		nc, err := l.Accept()
-		if err != nil {
-			return nil, err
-		}
+	return &hookedListener{Listener: l, over: func(nc net.Conn) net.Conn {
 		return &blockingConn{
 			Conn: nc, method: method, deaf: deaf, over: over,
 			lock: make(chan struct{}, 1), closed: make(chan struct{}),
-		}, nil
+		}
 	}}
 }
 

@@ -79,13 +79,13 @@ func freeAddr() string {
 
 // awaitServer returns when a server listens on addr.
 func awaitServer(addr string) {
-	for {
-		if c, err := net.Dial("tcp", addr); err == nil {
+	graceful.Poll(30*time.Second, func() bool {
+		c, err := net.Dial("tcp", addr)
+		if err == nil {
 			c.Close()
-			return
 		}
-		time.Sleep(time.Millisecond)
-	}
+		return err == nil
+	})
 }
 
 // Serve does for an existing http.Server what Run does for a handler.
@@ -549,6 +549,7 @@ func ExamplePool() {
 // in progress is finished when the server is stopped; the loop itself stays as
 // it was.
 func ExampleNewListener() {
+	working := make(chan struct{}, 1)
 	serve := func(l net.Listener) error {
 		for {
 			c, err := l.Accept()
@@ -559,6 +560,7 @@ func ExampleNewListener() {
 				defer c.Close()
 				lines := bufio.NewScanner(c)
 				for lines.Scan() {
+					working <- struct{}{}
 					time.Sleep(50 * time.Millisecond) // the work
 					fmt.Fprintln(c, strings.ToUpper(lines.Text()))
 				}
@@ -582,10 +584,7 @@ func ExampleNewListener() {
 	}
 	defer client.Close()
 	fmt.Fprintln(client, "hello")
-	for l.Stats().Active == 0 {
-		time.Sleep(time.Millisecond)
-	}
-
+	<-working
 	if err := l.Shutdown(context.Background()); err != nil {
 		fmt.Println(err)
 	}

@@ -12,7 +12,6 @@ import (
 	"runtime"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -23,50 +22,13 @@ import (
 // What the tests of the request layer share: a plain http.Server over
 // in-memory connections, inside a bubble, for both protocols.
 
-// A pipeListener is a net.Listener whose connections are net.Pipes: nothing is
-// buffered between client and server, so one that does not read blocks the
-// other at once.
-type pipeListener struct {
-	conns chan net.Conn
-	done  chan struct{}
-	once  sync.Once
-	dials atomic.Int32
-}
-
-func newPipeListener() *pipeListener {
-	return &pipeListener{conns: make(chan net.Conn), done: make(chan struct{})}
-}
-
-func (l *pipeListener) Accept() (net.Conn, error) {
-	select {
-	case c := <-l.conns:
-		return c, nil
-	case <-l.done:
-		return nil, net.ErrClosed
-	}
-}
-
-func (l *pipeListener) Close() error   { l.once.Do(func() { close(l.done) }); return nil }
-func (l *pipeListener) Addr() net.Addr { return &net.UnixAddr{Name: "pipe", Net: "pipe"} }
-
-func (l *pipeListener) dial() (net.Conn, error) {
-	client, server := net.Pipe()
-	select {
-	case l.conns <- server:
-		l.dials.Add(1)
-		return client, nil
-	case <-l.done:
-		return nil, net.ErrClosed
-	}
-}
-
 // A bench is a server and a client of it.
 type bench struct {
 	*testing.T
 	http2  bool
 	server *http.Server
 	client *http.Client
-	l      *pipeListener
+	l      *virtListener
 	log    *lockedBuffer
 	start  time.Time
 }
@@ -101,7 +63,7 @@ func withBench(t *testing.T, http2 bool, test func(b *bench)) {
 		defer emptyPools()
 	}
 	synctest.Test(t, func(t *testing.T) {
-		b := &bench{T: t, http2: http2, l: newPipeListener(), log: new(lockedBuffer), start: time.Now()}
+		b := &bench{T: t, http2: http2, l: newVirtListener(), log: new(lockedBuffer), start: time.Now()}
 		var protocols http.Protocols
 		protocols.SetHTTP1(!http2)
 		protocols.SetUnencryptedHTTP2(http2)
@@ -109,7 +71,7 @@ func withBench(t *testing.T, http2 bool, test func(b *bench)) {
 		tr := &http.Transport{
 			Protocols:          &protocols,
 			DisableCompression: true,
-			DialContext:        func(context.Context, string, string) (net.Conn, error) { return b.l.dial() },
+			DialContext:        func(context.Context, string, string) (net.Conn, error) { return b.l.connectPipe() },
 		}
 		b.client = &http.Client{Transport: tr}
 		defer func() {
@@ -139,7 +101,7 @@ func (b *bench) serve(h http.Handler) {
 // dial returns a connection on which the test speaks HTTP/1 itself.
 func (b *bench) dial() net.Conn {
 	b.Helper()
-	conn, err := b.l.dial()
+	conn, err := b.l.connectPipe()
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -207,9 +207,7 @@ func TestSeveralListeners(t *testing.T) {
 	s := serve(t, srv, listenTCP(t))
 	plain := waitAddr(s)
 	s2 := serveWith(t, srv, func() error { return srv.ServeTLS(listenTCP(t), "", "") })
-	for len(s.Addrs()) < 2 {
-		time.Sleep(ms)
-	}
+	eventually(t, func() (bool, any) { a := s.Addrs(); return len(a) == 2, a })
 	c1, c2 := dialClient(t, plain), dialClient(t, s.Addrs()[1])
 	config := traffic.ClientTLS()
 	config.ServerName = "127.0.0.1"
@@ -358,13 +356,7 @@ func TestOneLiners(t *testing.T) {
 			hs := &http.Server{Addr: l.Addr().String(), Handler: text("one")}
 			done := make(chan error, 1)
 			go func() { done <- tc.serve(hs, l) }()
-			var got string
-			for began := time.Now(); got != "one" && time.Since(began) < 10*time.Second; time.Sleep(ms) {
-				got = fetch(tc.scheme, l.Addr())
-			}
-			if got != "one" {
-				t.Errorf("got %q", got)
-			}
+			eventually(t, func() (bool, any) { got := fetch(tc.scheme, l.Addr()); return got == "one", got })
 			hs.Shutdown(bg) // which is all that a caller has in hand, but for signals
 			if err := <-done; err != nil {
 				t.Error(err)
@@ -506,26 +498,12 @@ func TestMisusePanics(t *testing.T) {
 	}
 }
 
-// failingListener fails from the second Accept on.
-type failingListener struct {
-	net.Listener
-	n   int
-	err error
-}
-
-func (l *failingListener) Accept() (net.Conn, error) {
-	if l.n++; l.n > 1 {
-		return nil, l.err
-	}
-	return l.Listener.Accept()
-}
-
 // TestAcceptFails: Serve returns the error of Accept, after the requests in
 // progress have been answered.
 func TestAcceptFails(t *testing.T) {
 	g := newGate()
 	bad := errors.New("out of luck")
-	s := serve(t, &graceful.Server{Server: &http.Server{Handler: g}, IdleGrace: 5 * time.Second}, &failingListener{Listener: listenTCP(t), err: bad})
+	s := serve(t, &graceful.Server{Server: &http.Server{Handler: g}, IdleGrace: 5 * time.Second}, failingListener(listenTCP(t), 1, func() error { return bad }))
 	c := dialClient(t, waitAddr(s))
 	c.ask("/one")
 	<-g.entered
@@ -779,26 +757,19 @@ func h2Client(h2 bool) *http.Transport {
 // waitPhase waits until s has come to p.
 func waitPhase(s *served, p graceful.Phase) {
 	s.t.Helper()
-	for began := time.Now(); s.Phase() < p; time.Sleep(ms) {
-		if time.Since(began) > 10*time.Second {
-			s.t.Fatalf("%v after 10 s, not yet %v", s.Phase(), p)
-		}
-	}
+	eventually(s.t, func() (bool, any) { return s.Phase() >= p, s.Phase() })
 }
 
 // waitRefused waits until connections to addr are refused.
 func waitRefused(t *testing.T, addr net.Addr) {
 	t.Helper()
-	for began := time.Now(); ; time.Sleep(10 * ms) {
+	eventually(t, func() (bool, any) {
 		nc, err := net.Dial(addr.Network(), addr.String())
-		if err != nil {
-			return
+		if err == nil {
+			nc.Close()
 		}
-		nc.Close()
-		if time.Since(began) > 10*time.Second {
-			t.Fatalf("%v still accepts", addr)
-		}
-	}
+		return err != nil, "it still accepts"
+	})
 }
 
 // HTTP/2 has not to be asked for: as under net/http, a TLS configuration whose

@@ -105,18 +105,14 @@ func TestGroupOfOurs(t *testing.T) {
 	begun := time.Now()
 	g.Stop("test")
 	// Phase tells when the group's goroutine has come to its first step.
-	for srv.Phase() == graceful.PhaseServing {
-		time.Sleep(time.Millisecond)
-	}
+	eventually(t, func() (bool, any) { p := srv.Phase(); return p > graceful.PhaseServing, p })
 	if a, b := probe(srv.ReadyHandler()), probe(g.ReadyHandler()); a != 503 || b != 503 {
 		t.Errorf("in the delay: ready handlers say %d, %d", a, b)
 	}
 	if s := get("/"); s != "whole <nil>" && time.Since(begun) < g.ShutdownDelay {
 		t.Errorf("a new request in the delay got %s", s)
 	}
-	for srv.Phase() == graceful.PhaseDelaying {
-		time.Sleep(time.Millisecond)
-	}
+	eventually(t, func() (bool, any) { p := srv.Phase(); return p > graceful.PhaseDelaying, p })
 	if d := time.Since(begun); d < g.ShutdownDelay {
 		t.Errorf("drained after %v", d)
 	}

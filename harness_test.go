@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -16,15 +17,24 @@ import (
 	"github.com/seed-121bbccf/graceful"
 )
 
+// eventually waits until look returns true, where no channel announces the event.
+func eventually(t testing.TB, look func() (ok bool, seen any)) {
+	t.Helper()
+	graceful.Eventually(t, look)
+}
+
 // A virtListener is a network in memory, for testing/synctest: its goroutines block
 // durably, each until another one in the bubble acts. It has no deadlines, so a
 // drain closes it at its beginning.
 type virtListener struct {
-	mu     sync.Mutex // guards what follows
-	change sync.Cond
-	queue  []*virtConn
-	closed bool
-	conns  []*virtConn // the server's ends of all there have been
+	mu       sync.Mutex // guards what follows
+	change   sync.Cond
+	queue    []net.Conn // the server's ends of those that wait to be accepted
+	closed   bool
+	fail     error        // what Accept returns, if not nil
+	deadline virtDeadline // a virtSocket's
+	conns    []*virtConn  // the server's ends of all that dial has made
+	accepted int
 }
 
 // virtWeakness is what the log says of a virtListener.
@@ -36,15 +46,43 @@ func newVirtListener() *virtListener {
 	return l
 }
 
-// dial returns the client's end of a new connection.
+// dial returns the client's end of a new connection, which is buffered.
 func (l *virtListener) dial() *virtConn {
 	client, server := virtPair()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.queue = append(l.queue, server)
 	l.conns = append(l.conns, server)
-	l.change.Broadcast()
+	l.add(server)
 	return client
+}
+
+// dialPipe returns the client's end of a net.Pipe: nothing is buffered between
+// client and server, so one that does not read blocks the other at once.
+func (l *virtListener) dialPipe() net.Conn {
+	client, server := net.Pipe()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.add(server)
+	return client
+}
+
+// connectPipe is dialPipe that waits until the connection has been accepted.
+func (l *virtListener) connectPipe() (net.Conn, error) {
+	client, server := net.Pipe()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for l.add(server); slices.Contains(l.queue, net.Conn(server)); l.change.Wait() {
+		if l.closed {
+			return nil, net.ErrClosed
+		}
+	}
+	return client, nil
+}
+
+// add is called with mu held.
+func (l *virtListener) add(server net.Conn) {
+	l.queue = append(l.queue, server)
+	l.change.Broadcast()
 }
 
 // waiting returns how many have not been accepted.
@@ -54,36 +92,131 @@ func (l *virtListener) waiting() int {
 	return len(l.queue)
 }
 
+// taken returns how many have been accepted.
+func (l *virtListener) taken() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.accepted
+}
+
 func (l *virtListener) Accept() (net.Conn, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for len(l.queue) == 0 || l.closed {
-		if l.closed {
+	for {
+		switch {
+		case l.closed:
 			return nil, net.ErrClosed
+		case l.fail != nil:
+			return nil, l.fail
+		case l.deadline.passed: // before a connection that is there, as package net has it
+			return nil, os.ErrDeadlineExceeded
+		case len(l.queue) > 0:
+			c := l.queue[0]
+			l.queue = l.queue[1:]
+			l.accepted++
+			l.change.Broadcast()
+			return c, nil
 		}
 		l.change.Wait()
 	}
-	c := l.queue[0]
-	l.queue = l.queue[1:]
-	return c, nil
 }
 
+// Close returns net.ErrClosed from the second time on.
 func (l *virtListener) Close() error {
-	l.setClosed(true)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return net.ErrClosed
+	}
+	l.closed = true
+	l.deadline.stop()
+	l.change.Broadcast()
 	return nil
 }
 
 // reopen makes Accept work again.
-func (l *virtListener) reopen() { l.setClosed(false) }
-
-func (l *virtListener) setClosed(closed bool) {
+func (l *virtListener) reopen() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.closed = closed
+	l.closed = false
+}
+
+// failWith has Accept return err until it is called with nil.
+func (l *virtListener) failWith(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.fail = err
 	l.change.Broadcast()
 }
 
 func (l *virtListener) Addr() net.Addr { return virtAddr("server") }
+
+// A virtSocket is a virtListener with a deadline, as a socket has one.
+type virtSocket struct{ *virtListener }
+
+func newVirtSocket() virtSocket { return virtSocket{newVirtListener()} }
+
+func (l virtSocket) SetDeadline(t time.Time) error {
+	l.deadline.set(&l.change, t)
+	return nil
+}
+
+// newQueued returns a Listener, and the one below it.
+func newQueued() (virtSocket, *graceful.Listener) {
+	below := newVirtSocket()
+	return below, graceful.NewListener(below)
+}
+
+// queueTried is how long a queue that can't be looked into, as a virtSocket's, is
+// tried once more.
+const queueTried = 3 * time.Millisecond
+
+// A hookedListener calls functions, those that are not nil, in the place of its
+// methods.
+type hookedListener struct {
+	net.Listener
+	accept func() (net.Conn, error)
+	over   func(net.Conn) net.Conn // laid over what is accepted
+	close  func() error
+	addr   func() net.Addr
+}
+
+func (l *hookedListener) Accept() (net.Conn, error) {
+	accept := l.Listener.Accept
+	if l.accept != nil {
+		accept = l.accept
+	}
+	nc, err := accept()
+	if err == nil && l.over != nil {
+		nc = l.over(nc)
+	}
+	return nc, err
+}
+
+func (l *hookedListener) Close() error {
+	if l.close != nil {
+		return l.close()
+	}
+	return l.Listener.Close()
+}
+
+func (l *hookedListener) Addr() net.Addr {
+	if l.addr != nil {
+		return l.addr()
+	}
+	return l.Listener.Addr()
+}
+
+// failingListener returns a listener that accepts so many from l, and calls fail
+// from then on.
+func failingListener(l net.Listener, accepts int, fail func() error) net.Listener {
+	return &hookedListener{Listener: l, accept: func() (net.Conn, error) {
+		if accepts--; accepts < 0 {
+			return nil, fail()
+		}
+		return l.Accept()
+	}}
+}
 
 type virtAddr string
 
@@ -125,18 +258,18 @@ func (c *virtConn) RemoteAddr() net.Addr {
 }
 
 func (c *virtConn) SetDeadline(t time.Time) error {
-	c.in.readBy.set(c.in, t)
-	c.out.writeBy.set(c.out, t)
+	c.in.readBy.set(&c.in.change, t)
+	c.out.writeBy.set(&c.out.change, t)
 	return nil
 }
 
 func (c *virtConn) SetReadDeadline(t time.Time) error {
-	c.in.readBy.set(c.in, t)
+	c.in.readBy.set(&c.in.change, t)
 	return nil
 }
 
 func (c *virtConn) SetWriteDeadline(t time.Time) error {
-	c.out.writeBy.set(c.out, t)
+	c.out.writeBy.set(&c.out.change, t)
 	return nil
 }
 
@@ -209,7 +342,7 @@ func (p *virtPipe) closeRead() {
 	p.change.Broadcast()
 }
 
-// A virtDeadline is one of a pipe's, guarded by its mu.
+// A virtDeadline is one of a pipe's or a listener's, guarded by its mu.
 type virtDeadline struct {
 	passed bool
 	timer  *time.Timer
@@ -221,120 +354,32 @@ func (d *virtDeadline) stop() {
 	}
 }
 
-func (d *virtDeadline) set(p *virtPipe, t time.Time) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+// set is for the owner of change.
+func (d *virtDeadline) set(change *sync.Cond, t time.Time) {
+	change.L.Lock()
+	defer change.L.Unlock()
 	d.stop()
 	d.passed = !t.IsZero() && !t.After(time.Now())
 	if !t.IsZero() && !d.passed {
 		var mine *time.Timer
 		mine = time.AfterFunc(time.Until(t), func() {
-			p.mu.Lock()
-			defer p.mu.Unlock()
+			change.L.Lock()
+			defer change.L.Unlock()
 			if d.timer == mine { // not replaced since
 				d.passed = true
-				p.change.Broadcast()
+				change.Broadcast()
 			}
 		})
 		d.timer = mine
 	} else {
 		d.timer = nil
 	}
-	p.change.Broadcast()
+	change.Broadcast()
 }
 
 // What the tests of Listener share: a server and a client of a protocol of
 // lines, in which every line has one for an answer, over connections in
 // memory or real ones.
-
-// queueTried is how long a queue that can't be looked into, as this one, is
-// tried once more.
-const queueTried = 3 * time.Millisecond
-
-// A queueListener is a net.Listener in memory with an accept queue and a
-// deadline, as a socket has them. Its connections are net.Pipes.
-type queueListener struct {
-	queue chan net.Conn
-	done  chan struct{}
-
-	mu       sync.Mutex // guards what follows
-	deadline time.Time
-	changed  chan struct{} // closed, and replaced, when deadline changes
-	fail     error         // what Accept returns, if not nil
-	closed   bool
-}
-
-func newQueueListener() *queueListener {
-	return &queueListener{
-		queue: make(chan net.Conn, 100), done: make(chan struct{}), changed: make(chan struct{}),
-	}
-}
-
-func (l *queueListener) Accept() (net.Conn, error) {
-	for {
-		l.mu.Lock()
-		deadline, changed, fail := l.deadline, l.changed, l.fail
-		l.mu.Unlock()
-		var over <-chan time.Time
-		if fail != nil {
-			return nil, fail
-		}
-		if !deadline.IsZero() {
-			if !deadline.After(time.Now()) {
-				return nil, os.ErrDeadlineExceeded
-			}
-			over = time.After(time.Until(deadline))
-		}
-		select {
-		case c := <-l.queue:
-			return c, nil
-		case <-l.done:
-			return nil, net.ErrClosed
-		case <-changed:
-		case <-over:
-			return nil, os.ErrDeadlineExceeded
-		}
-	}
-}
-
-func (l *queueListener) set(f func()) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	f()
-	close(l.changed)
-	l.changed = make(chan struct{})
-}
-
-func (l *queueListener) SetDeadline(t time.Time) error {
-	l.set(func() { l.deadline = t })
-	return nil
-}
-
-func (l *queueListener) Close() error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.closed {
-		return net.ErrClosed
-	}
-	l.closed = true
-	close(l.done)
-	return nil
-}
-
-func (l *queueListener) Addr() net.Addr { return &net.UnixAddr{Name: "queue", Net: "pipe"} }
-
-// newQueued returns a Listener, and the one below it.
-func newQueued() (*queueListener, *graceful.Listener) {
-	ql := newQueueListener()
-	return ql, graceful.NewListener(ql)
-}
-
-// dial returns a connection that waits to be accepted.
-func (l *queueListener) dial() net.Conn {
-	client, server := net.Pipe()
-	l.queue <- server
-	return client
-}
 
 // A lineServer is the bare accept loop with a Listener in it. It knows
 //

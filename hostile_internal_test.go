@@ -87,9 +87,7 @@ func TestReportAddsUp(t *testing.T) {
 	io.WriteString(nc, "GET / HTTP/1.1\r\nHost: h\r\n\r\n")
 	<-entered
 	s.Stop(10 * time.Second)
-	for s.Report().Start.Active != 1 {
-		time.Sleep(time.Millisecond)
-	}
+	Eventually(t, func() (bool, any) { r := s.Report(); return r.Start.Active == 1, r })
 	late, err := net.Dial("tcp", s.Addrs()[0].String())
 	if err != nil {
 		t.Fatal(err)

@@ -85,7 +85,7 @@ func TestOtherALPN(t *testing.T) {
 	<-asked
 	s.stop()
 	waitPhase(s, graceful.PhaseDraining)
-	time.Sleep(200 * ms)
+	time.Sleep(200 * ms) // longer than the quiet window
 	c.send("two\n")
 	if line, err := c.br.ReadString('\n'); line != "answer\n" {
 		t.Errorf("got %q, %v", line, err)
@@ -96,14 +96,21 @@ func TestOtherALPN(t *testing.T) {
 // A stuckConn's Close blocks.
 type stuckConn struct {
 	net.Conn
-	free chan struct{}
+	stuck, free chan struct{} // stuck takes a value when Close is called
 }
 
-func (c *stuckConn) Close() error { <-c.free; return c.Conn.Close() }
+func (c *stuckConn) Close() error {
+	select {
+	case c.stuck <- struct{}{}:
+	default:
+	}
+	<-c.free
+	return c.Conn.Close()
+}
 
 type stuckListener struct {
 	net.Listener
-	free chan struct{}
+	stuck, free chan struct{}
 }
 
 func (l *stuckListener) Accept() (net.Conn, error) {
@@ -111,7 +118,7 @@ func (l *stuckListener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &stuckConn{nc, l.free}, nil
+	return &stuckConn{nc, l.stuck, l.free}, nil
 }
 func (l *stuckListener) Unwrap() net.Listener { return l.Listener }
 
@@ -119,7 +126,7 @@ func (l *stuckListener) Unwrap() net.Listener { return l.Listener }
 // which may block; that holds up neither the hooks nor the kill.
 func TestKeepAlivesDisabledAndStuck(t *testing.T) {
 	t.Parallel()
-	l := &stuckListener{listenTCP(t), make(chan struct{})}
+	l := &stuckListener{listenTCP(t), make(chan struct{}, 1), make(chan struct{})}
 	srv := &graceful.Server{Server: &http.Server{Handler: text("x")}, Timeout: 300 * ms}
 	s := serve(t, srv, l)
 	c := dialClient(t, waitAddr(s))
@@ -127,7 +134,7 @@ func TestKeepAlivesDisabledAndStuck(t *testing.T) {
 	waitStats(s, func(st graceful.Stats) int { return st.Idle }, 1)
 	done := make(chan struct{})
 	go func() { srv.SetKeepAlivesEnabled(false); close(done) }()
-	time.Sleep(50 * ms)
+	<-l.stuck
 	s.stop()
 	select {
 	case <-s.StopChan():
@@ -219,7 +226,14 @@ func TestLongMethod(t *testing.T) {
 // acknowledged that it may not, does not hold the shutdown for ever.
 func TestRudeHTTP2(t *testing.T) {
 	t.Parallel()
-	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { time.Sleep(100 * ms) })
+	entered := make(chan struct{}, 1)
+	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case entered <- struct{}{}:
+		default:
+		}
+		time.Sleep(100 * ms)
+	})
 	srv, url := serveEither(t, &http.Server{Handler: h}, false, true)
 	nc := speakHTTP2(t, strings.SplitN(url, "//", 2)[1], false)
 	go func() {
@@ -232,7 +246,7 @@ func TestRudeHTTP2(t *testing.T) {
 			time.Sleep(50 * ms)
 		}
 	}()
-	time.Sleep(100 * ms)
+	<-entered
 	began := time.Now()
 	srv.Stop(0)
 	go func() {
@@ -266,7 +280,7 @@ func TestHalfBehindTheFirst(t *testing.T) {
 		c.expect("x")
 		s.stop()
 		waitPhase(s, graceful.PhaseDraining)
-		time.Sleep(300 * ms)
+		time.Sleep(300 * ms) // longer than the quiet window
 		c.send("GET /second HTTP/1.1\r\nHost: h\r\n\r\n"[len(half):])
 		c.expect("x")
 		s.end()
@@ -313,16 +327,17 @@ type residue struct {
 func measure(t *testing.T, want residue) residue {
 	http.DefaultClient.CloseIdleConnections()
 	var r residue
-	for began := time.Now(); ; time.Sleep(ms) {
+	limit := 2 * time.Second
+	if want == (residue{}) {
+		limit = 200 * ms
+	}
+	graceful.Poll(limit, func() bool {
 		r.goroutines = runtime.NumGoroutine()
 		if d, err := os.ReadDir("/proc/self/fd"); err == nil {
 			r.descriptors = len(d)
 		}
-		settled := r.goroutines <= want.goroutines && r.descriptors <= want.descriptors
-		if settled || time.Since(began) > 2*time.Second || want == (residue{}) && time.Since(began) > 200*ms {
-			break
-		}
-	}
+		return r.goroutines <= want.goroutines && r.descriptors <= want.descriptors
+	})
 	for range 3 { // sync.Pool keeps what it has through two
 		runtime.GC()
 	}

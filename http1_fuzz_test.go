@@ -88,7 +88,7 @@ func fuzzStop(t *testing.T, data, cuts []byte, stop int) {
 		}
 		io.WriteString(w, a.body[half:])
 	}
-	l := newPipeListener()
+	l := newVirtListener()
 	srv := &graceful.Server{
 		Server: &http.Server{
 			Handler:                      http.HandlerFunc(handler),
@@ -102,7 +102,7 @@ func fuzzStop(t *testing.T, data, cuts []byte, stop int) {
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(l) }()
 
-	nc, err := l.dial()
+	nc, err := l.connectPipe()
 	if err != nil {
 		t.Fatal(err)
 	}

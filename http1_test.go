@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/seed-121bbccf/graceful/internal/traffic"
 )
 
 func TestFarewellIn(t *testing.T) {
@@ -183,11 +185,10 @@ func TestBufferedRequest(t *testing.T) {
 			if n > 0 {
 				want = Stats{Receiving: 1}
 			}
-			for began := time.Now(); srv.Stats() != want; time.Sleep(time.Millisecond) {
-				if time.Since(began) > 10*time.Second {
-					t.Fatalf("HTTP/2 without TLS %v, %q in the buffer: %v", clear, half, srv.Stats())
-				}
-			}
+			Eventually(t, func() (bool, any) {
+				s := srv.Stats()
+				return s == want, fmt.Sprintf("HTTP/2 without TLS %v, %q in the buffer: %v", clear, half, s)
+			})
 			nc.Close()
 			srv.Close()
 			<-stopped
@@ -287,7 +288,8 @@ func (tc farewellCase) play(t *testing.T, over string) {
 		t.Fatal(err)
 	}
 	defer nc.Close()
-	config := &tls.Config{Certificates: []tls.Certificate{testCert}, NextProtos: []string{"http/1.1"}}
+	config := traffic.ServerTLS()
+	config.NextProtos = []string{"http/1.1"}
 	switch over {
 	case "TCP":
 		go srv.Serve(l)
@@ -298,7 +300,9 @@ func (tc farewellCase) play(t *testing.T, over string) {
 		go srv.Serve(tls.NewListener(l, config))
 	}
 	if over != "TCP" {
-		nc = tls.Client(nc, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"http/1.1"}})
+		trust := traffic.ClientTLS()
+		trust.ServerName, trust.NextProtos = "localhost", config.NextProtos
+		nc = tls.Client(nc, trust)
 	}
 	br := bufio.NewReader(nc)
 	response := func() *http.Response {
@@ -321,15 +325,14 @@ func (tc farewellCase) play(t *testing.T, over string) {
 	io.WriteString(nc, tc.request)
 	<-entered
 	srv.Stop(20 * time.Second)
-	for srv.Phase() != PhaseDraining {
-		time.Sleep(time.Millisecond)
-	}
+	waitPhase(t, srv, PhaseDraining)
 	if tc.behind != "" {
 		io.WriteString(nc, tc.behind)
 		if over == "TCP" && strings.TrimSpace(tc.behind) != "" {
-			for !srv.life.m.conns()[0].has(flagAhead) {
-				time.Sleep(time.Millisecond)
-			}
+			Eventually(t, func() (bool, any) {
+				c := srv.life.m.conns()[0]
+				return c.has(flagAhead), c.load().state()
+			})
 		}
 	}
 	close(leave)

@@ -64,7 +64,7 @@ func TestDeafPeers(t *testing.T) {
 			srv.ConnContext = func(ctx context.Context, nc net.Conn) context.Context {
 				return context.WithValue(ctx, socketKey{}, nc.(*tls.Conn).NetConn())
 			}
-			s := serveTLS(t, srv, smallBuffers{listenTCP(t)}, beside)
+			s := serveTLS(t, srv, smallBuffers(listenTCP(t)), beside)
 			addr := waitAddr(s)
 			// TLS 1.2 takes sessions up again for next to no work.
 			config := traffic.ClientTLS()
@@ -96,14 +96,11 @@ func TestDeafPeers(t *testing.T) {
 }
 
 // smallBuffers makes writes to a peer that does not read get stuck soon.
-type smallBuffers struct{ net.Listener }
-
-func (l smallBuffers) Accept() (net.Conn, error) {
-	nc, err := l.Listener.Accept()
-	if err == nil {
+func smallBuffers(l net.Listener) net.Listener {
+	return &hookedListener{Listener: l, over: func(nc net.Conn) net.Conn {
 		nc.(*net.TCPConn).SetWriteBuffer(4 << 10)
-	}
-	return nc, err
+		return nc
+	}}
 }
 
 // TestExpectContinue: a client that waits for leave to send its body gets it,
@@ -124,7 +121,7 @@ func TestExpectContinue(t *testing.T) {
 		<-entered
 		s.stop()
 		waitPhase(s, graceful.PhaseDraining)
-		time.Sleep(50 * ms)
+		time.Sleep(50 * ms) // longer than the quiet window
 		close(read)
 		if line, err := c.br.ReadString('\n'); line != "HTTP/1.1 100 Continue\r\n" {
 			t.Errorf("got %q, %v", line, err)

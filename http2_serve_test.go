@@ -222,13 +222,10 @@ func askHTTP2(t *testing.T, overTLS, ours bool) map[string]string {
 	mw.Close()
 	resp = do("POST", "/files", &form, func(r *http.Request) { r.Header.Set("Content-Type", mw.FormDataContentType()) })
 	io.Copy(io.Discard, resp.Body)
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
-		// net/http removes it after the response's end
-		if _, err := os.Stat(upload); err != nil || time.Now().After(end) {
-			note("upload", "%v", errors.Is(err, os.ErrNotExist))
-			break
-		}
-	}
+	note("upload", "%v", graceful.Poll(10*time.Second, func() bool { // net/http removes it after the response's end
+		_, err := os.Stat(upload)
+		return errors.Is(err, os.ErrNotExist)
+	}))
 	note("settings", "%v", firstFrame(t, url, overTLS))
 	mu.Lock()
 	defer mu.Unlock()
@@ -386,13 +383,9 @@ func TestHTTP2LateHandshake(t *testing.T) {
 		pending <- err
 	}()
 	late := dialHTTP2(t, addr, true)
-	for srv.Stats().Streams == 0 || srv.Stats().Open() < 2 {
-		time.Sleep(time.Millisecond)
-	}
+	eventually(t, func() (bool, any) { s := srv.Stats(); return s.Streams > 0 && s.Open() == 2, s })
 	srv.Stop(time.Minute)
-	for srv.Phase() != graceful.PhaseDraining {
-		time.Sleep(time.Millisecond)
-	}
+	eventually(t, func() (bool, any) { p := srv.Phase(); return p == graceful.PhaseDraining, p })
 	if _, err := io.WriteString(late, http2Preface); err != nil {
 		t.Fatal(err)
 	}
@@ -714,9 +707,9 @@ func drainLoad(t *testing.T, overTLS, ours bool, n int, atMost time.Duration) (s
 		mu.Lock()
 		current = next
 		mu.Unlock()
-		for s.accepted.Load() < s.dialed.Load() {
-			time.Sleep(time.Millisecond)
-		}
+		eventually(t, func() (bool, any) {
+			return s.accepted.Load() >= s.dialed.Load(), "not all who have dialed are accepted"
+		})
 		if err := s.stop(); err != nil {
 			t.Errorf("stop %d: %v", stops, err)
 		}

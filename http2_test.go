@@ -2,13 +2,8 @@ package graceful
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/binary"
-	"math/big"
 	"net"
 	"os"
 	"slices"
@@ -20,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/seed-121bbccf/graceful/internal/http2wire"
+	"github.com/seed-121bbccf/graceful/internal/traffic"
 )
 
 // The types and flags of frames, as bytes.
@@ -41,35 +37,6 @@ const (
 var announcement = http2wire.Announcement
 
 const pingData = "graceful" // of the announcement's PING
-
-// testCert is a certificate for example.com, and testTLS a client's
-// configuration that trusts it. The keys and curves are the cheap ones: under
-// the race detector others take 10 ms and more for a handshake.
-var testCert, testTLS = func() (tls.Certificate, *tls.Config) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		panic(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1),
-		DNSNames:     []string{"example.com"},
-		NotAfter:     time.Now().Add(time.Hour),
-		IsCA:         true, BasicConstraintsValid: true,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		panic(err)
-	}
-	leaf, err := x509.ParseCertificate(der)
-	if err != nil {
-		panic(err)
-	}
-	roots := x509.NewCertPool()
-	roots.AddCert(leaf)
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, &tls.Config{
-		RootCAs: roots, ServerName: "example.com", CurvePreferences: []tls.CurveID{tls.X25519},
-	}
-}()
 
 // A followed is a connection that speaks HTTP/2, as its server reads and writes
 // it, without a server.
@@ -396,9 +363,11 @@ func TestHTTP2EndsBetweenFrames(t *testing.T) {
 func TestHTTP2CutOverTLS(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		peer, server := net.Pipe()
-		tc := tls.Server(server, &tls.Config{Certificates: []tls.Certificate{testCert}, SessionTicketsDisabled: true})
+		config, trust := traffic.ServerTLS(), traffic.ClientTLS()
+		config.SessionTicketsDisabled, trust.ServerName = true, "localhost"
+		tc := tls.Server(server, config)
 		done := make(chan error, 1)
-		go func() { done <- tls.Client(peer, testTLS).Handshake() }()
+		go func() { done <- tls.Client(peer, trust).Handshake() }()
 		if err := tc.Handshake(); err != nil {
 			t.Fatal(err)
 		}

@@ -150,7 +150,7 @@ func TestKubernetesErrConnKilled(t *testing.T) {
 		if b.log.String() != "" {
 			b.Error(b.log)
 		}
-		if n := b.l.dials.Load(); b.http2 && n != 1 {
+		if n := b.l.taken(); b.http2 && n != 1 {
 			b.Errorf("%d connections", n)
 		}
 	})

@@ -115,18 +115,22 @@ func TestInFlightConcurrently(t *testing.T) {
 		var f graceful.InFlight
 		var inside atomic.Int64
 		var over atomic.Bool // a Wait has returned
-		var all sync.WaitGroup
+		var all, busy sync.WaitGroup
 		for range 8 {
 			work := make(chan struct{}, 64)
+			busy.Add(1)
 			all.Go(func() {
 				defer close(work)
-				for {
+				for n := 1; ; n++ {
 					inside.Add(1) // first, for Wait may return between Add and this
 					if err := f.Add(1); err != nil {
 						inside.Add(-1)
 						return
 					}
 					work <- struct{}{}
+					if n == 500 {
+						busy.Done()
+					}
 				}
 			})
 			for range 2 {
@@ -143,7 +147,7 @@ func TestInFlightConcurrently(t *testing.T) {
 		}
 		for range 3 {
 			all.Go(func() {
-				time.Sleep(time.Millisecond)
+				busy.Wait()
 				f.Wait()
 				over.Store(true)
 			})
@@ -508,9 +512,7 @@ func testRetryAfter(t *testing.T, retryAfter time.Duration) {
 	}()
 	<-entered
 	srv.Stop(30 * time.Second)
-	for srv.Phase() != graceful.PhaseDraining {
-		time.Sleep(time.Millisecond)
-	}
+	eventually(t, func() (bool, any) { p := srv.Phase(); return p == graceful.PhaseDraining, p })
 
 	if retryAfter == 0 {
 		<-listenerClosed

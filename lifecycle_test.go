@@ -137,36 +137,6 @@ func TestForEver(t *testing.T) {
 	})
 }
 
-// hookedListener calls functions, those that are not nil, in the place of its
-// methods.
-type hookedListener struct {
-	net.Listener
-	accept func() (net.Conn, error)
-	close  func() error
-	addr   func() net.Addr
-}
-
-func (l *hookedListener) Accept() (net.Conn, error) {
-	if l.accept != nil {
-		return l.accept()
-	}
-	return l.Listener.Accept()
-}
-
-func (l *hookedListener) Close() error {
-	if l.close != nil {
-		return l.close()
-	}
-	return l.Listener.Close()
-}
-
-func (l *hookedListener) Addr() net.Addr {
-	if l.addr != nil {
-		return l.addr()
-	}
-	return l.Listener.Addr()
-}
-
 // TestListenerCloseBlocks: a listener whose Close hangs does not keep the
 // shutdown from ending when its time is over.
 func TestListenerCloseBlocks(t *testing.T) {
@@ -202,14 +172,8 @@ func TestNoAddr(t *testing.T) {
 		defer outlast()
 		s := serve(t, &graceful.Server{Server: &http.Server{Handler: sleeper}, Timeout: time.Second}, &hookedListener{
 			Listener: l,
-			accept: func() (net.Conn, error) {
-				nc, err := l.Accept()
-				if err != nil {
-					return nil, err
-				}
-				return noRemoteAddr{nc}, nil
-			},
-			addr: func() net.Addr { return nil },
+			over:     func(nc net.Conn) net.Conn { return noRemoteAddr{nc} },
+			addr:     func() net.Addr { return nil },
 		})
 		newClient(t, l.dial()).ask("/1h")
 		synctest.Wait()

@@ -63,7 +63,8 @@ func TestPortableQueue(t *testing.T) {
 			Timeout:          20 * time.Second,
 		}
 		l := portable(t, s)
-		accepting := &slowListener{TCPListener: l.(*net.TCPListener), mayGo: make(chan struct{})}
+		accepting := newHeldListener(l, 0)
+		accepting.mayGo = make(chan struct{})
 		done := servePortable(t, s, accepting)
 		const n = 50
 		var clients sync.WaitGroup
@@ -88,9 +89,7 @@ func TestPortableQueue(t *testing.T) {
 			})
 		}
 		s.Stop(20 * time.Second)
-		for s.Phase() < PhaseDraining {
-			time.Sleep(time.Millisecond)
-		}
+		waitDraining(t, s)
 		close(accepting.mayGo)
 		for range n {
 			<-entered
@@ -108,30 +107,35 @@ func TestPortableQueue(t *testing.T) {
 	}
 }
 
-// A slowListener accepts no connection until it may.
-type slowListener struct {
+// waitDraining waits until connections that are accepted count as late: those that
+// were there are counted some time after the phase has changed.
+func waitDraining(t *testing.T, s *Server) {
+	t.Helper()
+	Eventually(t, func() (bool, any) { return s.life.m.draining.Load(), s.Phase() })
+}
+
+// A heldListener accepts no connection until it may, and then has no file descriptor
+// to accept with for a while.
+type heldListener struct {
 	*net.TCPListener
-	mayGo chan struct{}
+	mayGo    chan struct{} // nil: it may
+	failures atomic.Int32  // that are still to come
 }
 
-func (l *slowListener) Accept() (net.Conn, error) {
-	<-l.mayGo
-	return l.TCPListener.Accept()
-}
-
-// A starvedListener has no file descriptor to accept with for a while.
-type starvedListener struct {
-	*net.TCPListener
-	mayGo    chan struct{}
-	failures atomic.Int32 // that are still to come
-}
-
-func (l *starvedListener) Accept() (net.Conn, error) {
-	<-l.mayGo
+func (l *heldListener) Accept() (net.Conn, error) {
+	if l.mayGo != nil {
+		<-l.mayGo
+	}
 	if l.failures.Add(-1) >= 0 {
 		return nil, &net.OpError{Op: "accept", Net: "tcp", Err: os.NewSyscallError("accept4", syscall.EMFILE)}
 	}
 	return l.TCPListener.Accept()
+}
+
+func newHeldListener(l net.Listener, failures int32) *heldListener {
+	held := &heldListener{TCPListener: l.(*net.TCPListener)}
+	held.failures.Store(failures)
+	return held
 }
 
 // TestStarvedQueue: connections in the queue at the stop are answered although no
@@ -142,8 +146,8 @@ func TestStarvedQueue(t *testing.T) {
 	s := &Server{Server: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		io.WriteString(w, "ok")
 	})}, NoSignalHandling: true, Timeout: 20 * time.Second}
-	l := &starvedListener{TCPListener: portable(t, s).(*net.TCPListener), mayGo: make(chan struct{})}
-	l.failures.Store(3)
+	l := newHeldListener(portable(t, s), 3)
+	l.mayGo = make(chan struct{})
 	done := servePortable(t, s, l)
 	nc, err := net.Dial("tcp", l.Addr().String())
 	if err != nil {
@@ -152,12 +156,7 @@ func TestStarvedQueue(t *testing.T) {
 	defer nc.Close()
 	io.WriteString(nc, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
 	s.Stop(20 * time.Second)
-	for s.Phase() != PhaseDraining {
-		time.Sleep(time.Millisecond)
-	}
-	for tl := s.life.m; !tl.draining.Load(); {
-		time.Sleep(time.Millisecond)
-	}
+	waitDraining(t, s)
 	close(l.mayGo)
 	resp, err := http.ReadResponse(bufio.NewReader(nc), nil)
 	if err != nil {
@@ -266,16 +265,13 @@ func TestPortableLimit(t *testing.T) {
 // waitClosed waits until connections to l are refused.
 func waitClosed(t *testing.T, l net.Listener) {
 	t.Helper()
-	for began := time.Now(); ; time.Sleep(time.Millisecond) {
+	Eventually(t, func() (bool, any) {
 		nc, err := net.Dial("tcp", l.Addr().String())
-		if err != nil {
-			return
+		if err == nil {
+			nc.Close()
 		}
-		nc.Close()
-		if time.Since(began) > 10*time.Second {
-			t.Fatal("the socket is still open")
-		}
-	}
+		return err != nil, "the socket is still open"
+	})
 }
 
 // A floodedListener always has one more client in its queue, which has left when it

@@ -16,14 +16,10 @@ import (
 
 // panickingListener panics in the place of its last Accept.
 func panickingListener(l net.Listener, accepts int) net.Listener {
-	n := 0
-	return &hookedListener{Listener: l, accept: func() (net.Conn, error) {
-		if n++; n > accepts {
-			time.Sleep(time.Second)
-			panic("accept")
-		}
-		return l.Accept()
-	}}
+	return failingListener(l, accepts, func() error {
+		time.Sleep(time.Second)
+		panic("accept")
+	})
 }
 
 // TestAcceptPanics: a caller's Accept that panics cuts none of those that were
@@ -76,7 +72,7 @@ func TestAcceptPanics(t *testing.T) {
 // TestAcceptPanicsInListener is the same for an accept loop over a Listener.
 func TestAcceptPanicsInListener(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ql := newQueueListener()
+		ql := newVirtSocket()
 		l := graceful.NewListener(panickingListener(ql, 2))
 		s := &lineServer{}
 		looped := make(chan struct{})
@@ -91,7 +87,7 @@ func TestAcceptPanicsInListener(t *testing.T) {
 				s.conns.Go(func() { s.serve(c) })
 			}
 		}()
-		a, b := newLineClient(ql.dial()), newLineClient(ql.dial())
+		a, b := newLineClient(ql.dialPipe()), newLineClient(ql.dialPipe())
 		a.say(t, "wait 5s\n")
 		b.say(t, "wai")
 		<-looped
@@ -150,7 +146,7 @@ func TestListenerAcceptsAtOnce(t *testing.T) {
 		for range 50 {
 			synctest.Test(t, func(t *testing.T) {
 				ql, l := newQueued()
-				play(t, l, ql.dial)
+				play(t, l, ql.dialPipe)
 			})
 		}
 	})
@@ -282,8 +278,8 @@ func TestLimitHijacked(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					u.ended = make(chan error, 1)
 					if kind == "another" {
-						ql := newQueueListener()
-						play(t, ql, ql.dial, 200*ms)
+						ql := newVirtSocket()
+						play(t, ql, ql.dialPipe, 200*ms)
 						return
 					}
 					l := newVirtListener()

@@ -336,11 +336,7 @@ func TestServerSignals(t *testing.T) {
 	t.Run("Run", func(t *testing.T) {
 		t.Parallel()
 		c := startChild(t, "run", 1)
-		for began := time.Now(); fetch("http", c.addr[0]) != "done"; time.Sleep(10 * ms) {
-			if time.Since(began) > 10*time.Second {
-				t.Fatal("it does not serve")
-			}
-		}
+		eventually(t, func() (bool, any) { return fetch("http", c.addr[0]) == "done", "it does not serve" })
 		c.Signal(syscall.SIGINT)
 		c.Says("stopped")
 		if log := c.Exit(0, 0); !strings.Contains(log, "[graceful] shutdown initiated: interrupt") {
@@ -518,7 +514,10 @@ func TestListenerChild(t *testing.T) {
 			fmt.Println("initiated")
 		}
 	}
-	s := (&lineServer{}).start(l)
+	s := (&lineServer{handle: func(_ net.Conn, line string) (string, bool) {
+		fmt.Println("at", line)
+		return "", false
+	}}).start(l)
 	fmt.Println(l.Addr())
 	<-l.Done()
 	<-s.done // its connections may be at work on what was killed
@@ -546,13 +545,13 @@ func TestListenerSignals(t *testing.T) {
 			}
 			c := newLineClient(nc)
 			c.ask(t, "x")
+			p.Says("at x")
 			work := "wait 400ms"
 			if tc.second {
 				work = "wait 1m"
 			}
 			c.say(t, work+"\n")
-			// The command has to be there when the signal comes.
-			time.Sleep(50 * time.Millisecond)
+			p.Says("at " + work) // when the signal comes
 			p.Signal(syscall.SIGTERM)
 			p.Says("initiated")
 			if tc.second {

@@ -89,9 +89,9 @@ func TestListenerTLS(t *testing.T) {
 			busy.say(t, "hold\n")
 			<-held
 			stopped := beginShut(t, l)
-			quiet.end(t) // io.EOF: it had a close_notify
-			<-s.left     // which comes before the connection's end
-			time.Sleep(2 * l.IdleGrace)
+			quiet.end(t)                // io.EOF: it had a close_notify
+			<-s.left                    // which comes before the connection's end
+			time.Sleep(2 * l.IdleGrace) // it would be closed by then if it were idle
 			if s := l.Stats(); s.Active != 1 || s.Open() != 1 {
 				t.Errorf("while one is busy: %v", s)
 			}
@@ -147,11 +147,7 @@ func TestListenerUnderHTTP(t *testing.T) {
 		resp.Body.Close()
 	}
 	// The server may still be on its way back to Read.
-	for began := time.Now(); openStates(l) != "0 new, 0 active, 1 idle"; time.Sleep(time.Millisecond) {
-		if time.Since(began) > 10*time.Second {
-			t.Fatal(openStates(l))
-		}
-	}
+	eventually(t, func() (bool, any) { s := openStates(l); return s == "0 new, 0 active, 1 idle", s })
 	shutListener(t, l)
 	if err := <-served; !errors.Is(err, net.ErrClosed) {
 		t.Error(err)
@@ -171,7 +167,10 @@ func TestListenerEmptiesQueue(t *testing.T) {
 	l := graceful.NewListener(below)
 	l.IdleGrace = 200 * time.Millisecond
 	gate := make(chan struct{})
-	s := (&lineServer{}).start(gatedListener{l, gate})
+	s := (&lineServer{}).start(&hookedListener{Listener: l, accept: func() (net.Conn, error) {
+		<-gate
+		return l.Accept()
+	}})
 	var clients []*lineClient
 	for range waiting {
 		c := dialLines(t, below)
@@ -181,9 +180,7 @@ func TestListenerEmptiesQueue(t *testing.T) {
 	gate <- struct{}{} // Accept is called once, so that serving has begun
 	clients[0].hear(t, "ok x")
 	stopped := beginShut(t, l)
-	for l.Phase() != graceful.PhaseDraining {
-		time.Sleep(time.Millisecond)
-	}
+	eventually(t, func() (bool, any) { p := l.Phase(); return p == graceful.PhaseDraining, p })
 	close(gate)
 	for _, c := range clients[1:] {
 		c.hear(t, "ok x")
@@ -196,17 +193,6 @@ func TestListenerEmptiesQueue(t *testing.T) {
 	if len(s.errs) > 0 {
 		t.Error(s.errs)
 	}
-}
-
-// A gatedListener waits before each Accept.
-type gatedListener struct {
-	net.Listener
-	gate chan struct{}
-}
-
-func (l gatedListener) Accept() (net.Conn, error) {
-	<-l.gate
-	return l.Listener.Accept()
 }
 
 // counters is the state that the servers of TestListenerNoLoss share: it
@@ -298,11 +284,12 @@ func TestListenerNoLoss(t *testing.T) {
 			k := &counters{by: make(map[string]int)}
 			addr := "127.0.0.1:0"
 			start := func() (stop func()) {
-				below, err := graceful.Listen("tcp", addr)
-				for err != nil { // the port's last owner has just gone
-					time.Sleep(time.Millisecond)
+				var below net.Listener
+				eventually(t, func() (_ bool, seen any) { // the port's last owner has just gone
+					var err error
 					below, err = graceful.Listen("tcp", addr)
-				}
+					return err == nil, err
+				})
 				addr = below.Addr().String()
 				s := &lineServer{handle: k.handle}
 				if kind == "bare" {

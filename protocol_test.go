@@ -25,7 +25,7 @@ func TestListenerStates(t *testing.T) {
 			push = c
 			return "", line == "silent"
 		}}).start(l)
-		c := newLineClient(ql.dial())
+		c := newLineClient(ql.dialPipe())
 		steps := []struct {
 			name string
 			do   func()
@@ -77,7 +77,7 @@ func TestListenerQuietWindow(t *testing.T) {
 				ql, l := newQueued()
 				l.IdleGrace = tc.grace
 				s := (&lineServer{}).start(l)
-				c := newLineClient(ql.dial())
+				c := newLineClient(ql.dialPipe())
 				c.ask(t, "x")
 				synctest.Wait()
 				time.Sleep(tc.idle)
@@ -123,7 +123,7 @@ func TestListenerPatience(t *testing.T) {
 				ql, l := newQueued()
 				l.IdleGrace, l.Patience = tc.grace, tc.patience
 				s := (&lineServer{}).start(l)
-				c := newLineClient(ql.dial())
+				c := newLineClient(ql.dialPipe())
 				c.ask(t, "x")
 				synctest.Wait()
 				c.began = time.Now()
@@ -157,7 +157,7 @@ func TestListenerPatienceWithoutEnd(t *testing.T) {
 		ql, l := newQueued()
 		l.Patience, l.Timeout = -1, time.Minute
 		s := (&lineServer{}).start(l)
-		c := newLineClient(ql.dial())
+		c := newLineClient(ql.dialPipe())
 		stopped := make(chan error)
 		go func() { stopped <- l.Shutdown(context.Background()) }()
 		began := time.Now()
@@ -187,10 +187,10 @@ func TestListenerPatienceBesideNew(t *testing.T) {
 		ql, l := newQueued()
 		l.Patience = time.Millisecond
 		s := (&lineServer{}).start(l)
-		c := newLineClient(ql.dial())
+		c := newLineClient(ql.dialPipe())
 		c.say(t, "wait 100ms\n")
 		time.Sleep(50 * time.Millisecond)
-		silent := newLineClient(ql.dial())
+		silent := newLineClient(ql.dialPipe())
 		synctest.Wait()
 		stopped := beginShut(t, l)
 		c.hear(t, "ok wait 100ms")
@@ -213,11 +213,11 @@ func TestListenerTimeoutNames(t *testing.T) {
 			}
 		}
 		s := (&lineServer{}).start(l)
-		half := newLineClient(ql.dial())
+		half := newLineClient(ql.dialPipe())
 		half.say(t, "hal")
-		long := newLineClient(ql.dial())
+		long := newLineClient(ql.dialPipe())
 		long.say(t, "wait 10s\n")
-		quiet := newLineClient(ql.dial())
+		quiet := newLineClient(ql.dialPipe())
 		quiet.ask(t, "x")
 		time.Sleep(time.Second)
 		if err := l.Shutdown(context.Background()); !errors.Is(err, graceful.ErrKilled) {
@@ -246,7 +246,7 @@ func TestListenerShutdownContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ql, l := newQueued()
 		s := (&lineServer{}).start(l)
-		c := newLineClient(ql.dial())
+		c := newLineClient(ql.dialPipe())
 		c.say(t, "wait 10s\n")
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 		defer cancel()
@@ -280,14 +280,14 @@ func TestListenerDelay(t *testing.T) {
 		// What used to happen: an error of Accept in this phase, as by a want
 		// of descriptors, was taken for the end of accepting.
 		retry := errors.New("no more descriptors")
-		ql.set(func() { ql.fail = retry })
+		ql.failWith(retry)
 		<-s.done
 		if s.err != retry {
 			t.Errorf("Accept: %v", s.err)
 		}
-		ql.set(func() { ql.fail = nil })
+		ql.failWith(nil)
 		s.start(l)
-		c := newLineClient(ql.dial())
+		c := newLineClient(ql.dialPipe())
 		c.ask(t, "x")
 		c.began = time.Now()
 		wantTime(t, "the connection's end", c.end(t), time.Second)
@@ -302,7 +302,7 @@ func TestListenerAcceptBlocks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ql, l := newQueued()
 		s := (&lineServer{}).start(l)
-		c := newLineClient(ql.dial())
+		c := newLineClient(ql.dialPipe())
 		c.say(t, "wait 10s\n")
 		stopped := beginShut(t, l)
 		c.hear(t, "ok wait 10s")
@@ -325,7 +325,7 @@ func TestListenerClose(t *testing.T) {
 		ql, l := newQueued()
 		l.ShutdownDelay = time.Hour
 		s := (&lineServer{}).start(l)
-		c := newLineClient(ql.dial())
+		c := newLineClient(ql.dialPipe())
 		c.say(t, "wait 3s\n")
 		time.Sleep(time.Second)
 		if err := l.Close(); err != nil {
@@ -355,7 +355,7 @@ func TestListenerCloseWhileDraining(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ql, l := newQueued()
 		s := (&lineServer{}).start(l)
-		c := newLineClient(ql.dial())
+		c := newLineClient(ql.dialPipe())
 		c.say(t, "wait 3s\n")
 		stopped := beginShut(t, l)
 		time.Sleep(time.Second)
@@ -405,7 +405,7 @@ func TestListenerNoAccept(t *testing.T) {
 	t.Run("ceased", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			ql, l := newQueued()
-			ql.dial()
+			ql.dialPipe()
 			nc, err := l.Accept()
 			if err != nil {
 				t.Fatal(err)
@@ -430,7 +430,7 @@ func TestListenerNoAccept(t *testing.T) {
 					s.serve(c)
 				}
 			}()
-			first, second := newLineClient(ql.dial()), newLineClient(ql.dial())
+			first, second := newLineClient(ql.dialPipe()), newLineClient(ql.dialPipe())
 			synctest.Wait() // the first is accepted
 			stopped := beginShut(t, l)
 			first.ask(t, "wait 3s")
@@ -454,7 +454,7 @@ func TestListenerLimit(t *testing.T) {
 					l = graceful.NewListener(graceful.LimitListener(ql, 2))
 				}
 				s := (&lineServer{}).start(l)
-				a, b, c := newLineClient(ql.dial()), newLineClient(ql.dial()), newLineClient(ql.dial())
+				a, b, c := newLineClient(ql.dialPipe()), newLineClient(ql.dialPipe()), newLineClient(ql.dialPipe())
 				synctest.Wait()
 				if got := openStates(l); got != "2 new, 0 active, 0 idle" {
 					t.Errorf("with three clients: %s", got)
@@ -463,7 +463,7 @@ func TestListenerLimit(t *testing.T) {
 				c.ask(t, "x")
 				// A fourth waits in the queue when the drain begins, and a
 				// full limit keeps neither it nor the end waiting for ever.
-				d := newLineClient(ql.dial())
+				d := newLineClient(ql.dialPipe())
 				b.say(t, "wait 2s\n")
 				stopped := beginShut(t, l)
 				b.hear(t, "ok wait 2s")
@@ -523,7 +523,7 @@ func TestListenerConcurrentAccepts(t *testing.T) {
 		}
 		var clients []*lineClient
 		for range 40 {
-			c := newLineClient(ql.dial())
+			c := newLineClient(ql.dialPipe())
 			c.ask(t, "x")
 			clients = append(clients, c)
 			runtime.Gosched()
@@ -568,7 +568,7 @@ func TestBusy(t *testing.T) {
 					return "queued", true
 				}
 				s.start(l)
-				c := newLineClient(ql.dial())
+				c := newLineClient(ql.dialPipe())
 				c.say(t, "work\n")
 				c.hear(t, "queued")
 				c.began = time.Now()
@@ -620,7 +620,7 @@ func TestBusyAgainstTheEnd(t *testing.T) {
 				return c
 			}}
 			s.start(l)
-			c := newLineClient(ql.dial())
+			c := newLineClient(ql.dialPipe())
 			c.ask(t, "x")
 			nc := <-accepted
 			stopped := beginShut(t, l)
@@ -658,7 +658,7 @@ func TestListenerOnDrain(t *testing.T) {
 			sayFarewell(c)
 		}
 		s := (&lineServer{greeting: "220 hello\n"}).start(l)
-		quiet, busy := newLineClient(ql.dial()), newLineClient(ql.dial())
+		quiet, busy := newLineClient(ql.dialPipe()), newLineClient(ql.dialPipe())
 		for _, c := range []*lineClient{quiet, busy} {
 			c.hear(t, "220 hello")
 		}
@@ -666,7 +666,7 @@ func TestListenerOnDrain(t *testing.T) {
 		busy.say(t, "wait 3s\n")
 		synctest.Wait()
 		// It has connected, and has not been accepted when the drain begins.
-		late := newLineClient(ql.dial())
+		late := newLineClient(ql.dialPipe())
 		for _, c := range []*lineClient{quiet, busy} {
 			c.began = time.Now()
 		}
@@ -711,7 +711,7 @@ func TestListenerOnDrainIsNoAnswer(t *testing.T) {
 			time.AfterFunc(5*time.Second, func() { io.WriteString(c, "done\n") })
 			return "", true
 		}}).start(l)
-		c := newLineClient(ql.dial())
+		c := newLineClient(ql.dialPipe())
 		synctest.Wait()
 		stopped := beginShut(t, l)
 		synctest.Wait()
@@ -746,7 +746,7 @@ func TestListenerInGroup(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c := newLineClient(ql.dial())
+		c := newLineClient(ql.dialPipe())
 		c.ask(t, "x")
 		if !g.Ready() {
 			t.Error("not ready")
@@ -772,7 +772,7 @@ func TestListenerInGroup(t *testing.T) {
 
 func TestListenerNeedsServeInGroup(t *testing.T) {
 	g := &graceful.Group{NoSignalHandling: true}
-	g.Add("lines", graceful.NewListener(newQueueListener()))
+	g.Add("lines", graceful.NewListener(newVirtSocket()))
 	if _, err := g.Start(context.Background()); err == nil {
 		t.Error("a Listener served by itself")
 	}

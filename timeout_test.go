@@ -779,7 +779,7 @@ func TestDeadlineLiftedForReverseProxy(t *testing.T) {
 		for name, wrap := range deadlines(graceful.DeadlineOptions{Max: limit}) {
 			t.Run(name+" "+protocol, func(t *testing.T) {
 				withBench(t, false, func(b *bench) {
-					backend := newPipeListener()
+					backend := newVirtListener()
 					behind := &http.Server{Handler: handlerFunc(func(w http.ResponseWriter, r *http.Request) {
 						conn, buf, err := http.NewResponseController(w).Hijack()
 						if err != nil {
@@ -793,7 +793,7 @@ func TestDeadlineLiftedForReverseProxy(t *testing.T) {
 					go behind.Serve(backend)
 					defer behind.Close()
 					proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: "backend"})
-					tr := &http.Transport{DialContext: func(context.Context, string, string) (conn net.Conn, err error) { return backend.dial() }}
+					tr := &http.Transport{DialContext: func(context.Context, string, string) (conn net.Conn, err error) { return backend.connectPipe() }}
 					defer tr.CloseIdleConnections()
 					proxy.Transport = tr
 					b.serve(wrap(proxy))
@@ -984,7 +984,7 @@ func TestRequestDeadlineKeepAlive(t *testing.T) {
 			}
 			time.Sleep(2 * limit)
 		}
-		if n := b.l.dials.Load(); n != 1 {
+		if n := b.l.taken(); n != 1 {
 			b.Errorf("%d connections", n)
 		}
 	})

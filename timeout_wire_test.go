@@ -544,7 +544,7 @@ func TestRequestTimeoutBlockedConnection(t *testing.T) {
 		defer close(stop)
 		tr := b.client.Transport.(*http.Transport)
 		tr.DialContext = func(context.Context, string, string) (net.Conn, error) {
-			conn, err := b.l.dial()
+			conn, err := b.l.connectPipe()
 			return &deafConn{Conn: conn, stop: stop}, err
 		}
 		go func() {
@@ -717,7 +717,7 @@ func TestRequestTimeoutLateDeadline(t *testing.T) {
 		if got := b.body(b.get("/next")); got != "undisturbed" {
 			b.Errorf("%q", got)
 		}
-		if n := b.l.dials.Load(); n != 1 {
+		if n := b.l.taken(); n != 1 {
 			b.Errorf("%d connections", n)
 		}
 	})

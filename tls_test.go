@@ -31,14 +31,10 @@ import (
 
 // A headerListener takes a first line off each connection, and has it for the
 // remote address, as libraries for the PROXY protocol do.
-type headerListener struct{ net.Listener }
-
-func (l headerListener) Accept() (net.Conn, error) {
-	nc, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	return &headerConn{Conn: nc, br: bufio.NewReader(nc)}, nil
+func headerListener(l net.Listener) net.Listener {
+	return &hookedListener{Listener: l, over: func(nc net.Conn) net.Conn {
+		return &headerConn{Conn: nc, br: bufio.NewReader(nc)}
+	}}
 }
 
 type headerConn struct {
@@ -61,14 +57,8 @@ func (c *headerConn) RemoteAddr() net.Addr {
 }
 
 // An ownTLSListener returns a TLS type of the caller's own.
-type ownTLSListener struct{ net.Listener }
-
-func (l ownTLSListener) Accept() (net.Conn, error) {
-	nc, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	return &ownTLSConn{nc.(*tls.Conn)}, nil
+func ownTLSListener(l net.Listener) net.Listener {
+	return &hookedListener{Listener: l, over: func(nc net.Conn) net.Conn { return &ownTLSConn{nc.(*tls.Conn)} }}
 }
 
 type ownTLSConn struct{ *tls.Conn }
@@ -85,8 +75,8 @@ var tlsWays = []tlsWay{
 	{name: "the server's"},
 	{name: "the server's over a wrapper", proxy: true},
 	{name: "a listener's", lay: tls.NewListener},
-	{name: "a listener's over a wrapper", proxy: true, lay: func(l net.Listener, c *tls.Config) net.Listener { return tls.NewListener(headerListener{l}, c) }},
-	{name: "a type of the caller's", own: true, lay: func(l net.Listener, c *tls.Config) net.Listener { return ownTLSListener{tls.NewListener(l, c)} }},
+	{name: "a listener's over a wrapper", proxy: true, lay: func(l net.Listener, c *tls.Config) net.Listener { return tls.NewListener(headerListener(l), c) }},
+	{name: "a type of the caller's", own: true, lay: func(l net.Listener, c *tls.Config) net.Listener { return ownTLSListener(tls.NewListener(l, c)) }},
 }
 
 // serve serves hs on l, with ours or with net/http, until the returned function is
@@ -94,7 +84,7 @@ var tlsWays = []tlsWay{
 func (w tlsWay) serve(hs *http.Server, l net.Listener, ours bool) func() {
 	config := hs.TLSConfig
 	if w.proxy && w.lay == nil {
-		l = headerListener{l}
+		l = headerListener(l)
 	}
 	srv := &graceful.Server{Server: hs, NoSignalHandling: true}
 	serve, serveTLS, stop := hs.Serve, hs.ServeTLS, hs.Close
@@ -432,7 +422,7 @@ func TestLateHandshake(t *testing.T) {
 				<-late.first
 				waitStats(s, graceful.Stats.Open, 1)
 				s.stop()
-				time.Sleep(50 * ms)
+				waitPhase(s, graceful.PhaseDraining)
 				close(late.may)
 				if err := <-shaken; err != nil {
 					t.Errorf("%s: %v", name, err)
@@ -501,22 +491,15 @@ func serveTLS(t *testing.T, srv *graceful.Server, l net.Listener, beside bool) *
 
 // waitAddr waits until s serves, and returns its address.
 func waitAddr(s *served) net.Addr {
-	for {
-		if addrs := s.Addrs(); len(addrs) > 0 {
-			return addrs[0]
-		}
-		time.Sleep(ms)
-	}
+	s.t.Helper()
+	eventually(s.t, func() (bool, any) { return len(s.Addrs()) > 0, "it does not serve" })
+	return s.Addrs()[0]
 }
 
 // waitStats waits until what of picks from the statistics is n.
 func waitStats(s *served, of func(graceful.Stats) int, n int) {
 	s.t.Helper()
-	for began := time.Now(); of(s.Stats()) != n; time.Sleep(ms) {
-		if time.Since(began) > 10*time.Second {
-			s.t.Fatalf("waited in vain for %d: %v", n, s.Stats())
-		}
-	}
+	eventually(s.t, func() (bool, any) { st := s.Stats(); return of(st) == n, st })
 }
 
 // A recordClient is a client of TLS 1.3 that makes its records itself, from the
