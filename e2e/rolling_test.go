@@ -7,7 +7,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 )
@@ -99,13 +101,8 @@ func roll(t *testing.T, flags []string, args ...string) report {
 	if err := cmd.Run(); err != nil && !errors.As(err, &exit) {
 		t.Fatal(err)
 	}
-	// The table comes first.
-	_, b, found := bytes.Cut(out.Bytes(), []byte("\n{\n"))
 	var rep report
-	if !found {
-		t.Fatalf("draincheck: %s%s", &errs, &out)
-	}
-	if err := json.Unmarshal(append([]byte("{"), b...), &rep); err != nil {
+	if err := json.Unmarshal(out.Bytes(), &rep); err != nil {
 		t.Fatalf("draincheck: %v: %s", err, &errs)
 	}
 	s := rep.Subjects[0]
@@ -113,7 +110,8 @@ func roll(t *testing.T, flags []string, args ...string) report {
 		t.Errorf("%d stops, want %d", len(s.Stops), n)
 	}
 	for _, k := range s.Kinds {
-		if k.Skipped != "" {
+		// nginx speaks HTTP/1 to the servers, which gRPC cannot use.
+		if k.Skipped != "" && !(slices.Contains(flags, "nginx") && strings.HasPrefix(k.Name, "grpc")) {
 			t.Errorf("%s was skipped: %s", k.Name, k.Skipped)
 		}
 	}
