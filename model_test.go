@@ -530,7 +530,7 @@ type refConn struct {
 
 	streams  bool
 	ahead    bool // bytes have come that are not this request's
-	peerGone bool // and nobody has noticed yet
+	peerGone bool // the peer has closed, and the server has not read that yet
 
 	// Of a protocol that reports no states.
 	turns   bool
@@ -540,7 +540,7 @@ type refConn struct {
 	writing int
 	busy    int
 
-	over   string // how it ended; "left" if it is open, and nobody waits for it
+	over   string // how it ended; "left" if it is open and the drain does not wait for it
 	overAt time.Duration
 	slot   bool // has one of the limit
 }

@@ -591,7 +591,7 @@ func TestBusy(t *testing.T) {
 	}
 }
 
-// callersConn is somebody's wrapper that says what it is around.
+// callersConn is a caller's wrapper that has a NetConn method.
 type callersConn struct{ net.Conn }
 
 func (c callersConn) NetConn() net.Conn { return c.Conn }

@@ -209,7 +209,7 @@ func waitUp(t testing.TB, url string) {
 	}
 }
 
-// freePorts returns n ports that nobody listens on.
+// freePorts returns n ports that are not listened on.
 func freePorts(t testing.TB, n int) (ports []int) {
 	t.Helper()
 	for range n {

@@ -48,9 +48,9 @@ type latency struct {
 	Max float64 `json:"max_ms"`
 }
 
-// A successor that binds the same port before the stop: nobody loses a request,
-// nobody is refused, and nobody waits for a SYN to be repeated, which takes a
-// second.
+// A successor binds the same port before the stop: no request is lost, no
+// connection is refused, and no client waits for a SYN to be repeated, which takes
+// a second.
 func TestSuccessorByReusePort(t *testing.T) {
 	rep := roll(t, []string{"-replace"}, append(ports, "-reuseport")...)
 	busy := rep.Subjects[0].Kinds[0].Before.P99 > 50

@@ -15,9 +15,9 @@ import (
 
 // TestCmux: HTTP and RESP on one port. cmux closes what it has accepted and not
 // yet handed on when it ends, so a client that connects at that moment is lost,
-// and nothing behind cmux can help it. With a ShutdownDelay in which the load
-// balancer sends nobody new any more there is no such client: then no request
-// is lost.
+// and nothing behind cmux can help it. If the load balancer stops sending new
+// connections during ShutdownDelay, there is no such client, and no request is
+// lost.
 func TestCmux(t *testing.T) {
 	next := func() server {
 		root := listen(t)

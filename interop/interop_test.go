@@ -151,8 +151,8 @@ func (l *load) wantNoLoss() {
 	}
 }
 
-// dial connects to the server of the moment. A refusal by one that was stopped
-// meanwhile is a load balancer's to heal, who has another: so is it here.
+// dial connects to the current server. If that one was stopped meanwhile and
+// refuses, dial tries the next, as a load balancer does.
 func (l *load) dial() (net.Conn, error) {
 	for {
 		addr := l.addr.Load()

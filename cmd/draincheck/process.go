@@ -261,7 +261,7 @@ func (t *tail) lines(s string) []string {
 	return found
 }
 
-// freePorts returns n ports of 127.0.0.1 that nobody has. They are from below
+// freePorts returns n ports of 127.0.0.1 that are not in use. They are from below
 // those that the kernel gives to connections: a client's connection, of this
 // program or another, could take one while the server that it belongs to is
 // down between two stops.

@@ -280,7 +280,7 @@ type picture struct {
 	strings.Builder
 	scale         // of the panel
 	head  float64 // above its rows
-	ends  bool    // with the exit all is over: nobody takes the server's place
+	ends  bool    // the server's exit ends the picture: no successor takes its place
 	y0    float64 // the panel's top
 }
 

@@ -122,7 +122,7 @@ func serve(c Socket, a account, all []Socket) {
 		}
 		command, _ := bufio.NewReader(conn).ReadString('\n')
 		if command == "upgrade\n" {
-			// Only its exit tells more: there is nobody to be told.
+			// The process reports a failure by its exit status: no test reads this connection.
 			if _, err := Start(context.Background(), Options{Sockets: all}); err != nil {
 				fmt.Fprintln(os.Stderr, err)
 				os.Exit(8)

@@ -14,9 +14,9 @@ import (
 // exceed it by far.
 const maxZip = 550_000
 
-// TestRelease publishes the tree to a directory, and uses it from there as
-// somebody would who has nothing but the go command: outside the checkout, by
-// the modules' paths.
+// TestRelease publishes the tree to a directory, and uses it from there as a user
+// with nothing but the go command does: outside the checkout, by the modules'
+// paths.
 func TestRelease(t *testing.T) {
 	proxy := t.TempDir()
 	modules, err := publish(".", proxy)
