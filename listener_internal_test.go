@@ -69,24 +69,7 @@ func TestPortableQueue(t *testing.T) {
 		const n = 50
 		var clients sync.WaitGroup
 		for range n {
-			nc, err := net.Dial("tcp", l.Addr().String())
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer nc.Close()
-			nc.SetDeadline(time.Now().Add(20 * time.Second))
-			if _, err := io.WriteString(nc, "GET / HTTP/1.1\r\nHost: h\r\n\r\n"); err != nil {
-				t.Fatal(err)
-			}
-			clients.Go(func() {
-				resp, err := http.ReadResponse(bufio.NewReader(nc), nil)
-				if err != nil {
-					t.Errorf("lost: %v", err)
-					return
-				}
-				io.Copy(io.Discard, resp.Body)
-				resp.Body.Close()
-			})
+			askAnswered(t, l.Addr(), &clients)
 		}
 		s.Stop(20 * time.Second)
 		waitDraining(t, s)
@@ -485,23 +468,7 @@ func TestBlindLimit(t *testing.T) {
 	done := servePortable(t, s, l)
 	var wg sync.WaitGroup
 	for range clients {
-		nc, err := net.Dial("tcp", l.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer nc.Close()
-		nc.SetDeadline(time.Now().Add(20 * time.Second))
-		if _, err := io.WriteString(nc, "GET / HTTP/1.1\r\nHost: h\r\n\r\n"); err != nil {
-			t.Fatal(err)
-		}
-		wg.Go(func() {
-			resp, err := http.ReadResponse(bufio.NewReader(nc), nil)
-			if err != nil {
-				t.Errorf("lost: %v", err)
-				return
-			}
-			resp.Body.Close()
-		})
+		askAnswered(t, l.Addr(), &wg)
 	}
 	for range limit {
 		<-entered
@@ -561,4 +528,28 @@ func TestBlindLimitKill(t *testing.T) {
 	if n := len(s.side.limit.slots); n != 0 {
 		t.Errorf("%d slots were not given back", n)
 	}
+}
+
+// askAnswered connects and sends a request, and fails t if no answer comes. wg
+// waits for the answer.
+func askAnswered(t *testing.T, addr net.Addr, wg *sync.WaitGroup) {
+	t.Helper()
+	nc, err := net.Dial("tcp", addr.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { nc.Close() })
+	nc.SetDeadline(time.Now().Add(20 * time.Second))
+	if _, err := io.WriteString(nc, "GET / HTTP/1.1\r\nHost: h\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	wg.Go(func() {
+		resp, err := http.ReadResponse(bufio.NewReader(nc), nil)
+		if err != nil {
+			t.Errorf("lost: %v", err)
+			return
+		}
+		io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
+	})
 }
