@@ -374,7 +374,7 @@ func events(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// poll answers when there is something to say, or the shutdown has begun.
+// poll answers when there is something to say, or the server drains.
 func poll(w http.ResponseWriter, r *http.Request) {
 	select {
 	case <-graceful.Draining(r.Context()):
@@ -383,8 +383,9 @@ func poll(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// TestDraining ends an event stream and a long poll at the first moment of the
-// shutdown, which is that of the delay.
+// TestDraining: an event stream and a long poll end when draining begins, since
+// their clients would be accepted again during the delay. ShutdownBegun tells of the
+// first moment.
 func TestDraining(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		defer outlast()
@@ -392,27 +393,59 @@ func TestDraining(t *testing.T) {
 		mux := http.NewServeMux()
 		mux.HandleFunc("/events", events)
 		mux.HandleFunc("/poll", poll)
-		s := serve(t, &graceful.Server{Server: &http.Server{Handler: mux}, ShutdownDelay: 10 * time.Second}, l)
-		sse, long := newClient(t, l.dial()), newClient(t, l.dial())
+		mux.HandleFunc("/begun", func(w http.ResponseWriter, r *http.Request) {
+			<-graceful.ShutdownBegun(r.Context())
+			io.WriteString(w, "begun")
+		})
+		srv := &graceful.Server{Server: &http.Server{Handler: mux}, ShutdownDelay: 10 * time.Second}
+		s := serve(t, srv, l)
+		sse, long, first := newClient(t, l.dial()), newClient(t, l.dial()), newClient(t, l.dial())
 		sse.ask("/events")
 		long.ask("/poll")
+		first.ask("/begun")
 		time.Sleep(time.Minute)
 		began := time.Now()
 		s.stop()
+		first.expect("begun")
+		<-srv.ShutdownBegun()
+		if took := time.Since(began); took != 0 {
+			t.Errorf("ShutdownBegun took %v", took)
+		}
 		sse.expect("data: hello\n\ndata: bye\n\n")
 		long.expect("nothing yet")
-		if took := time.Since(began); took != 0 {
-			t.Errorf("the handlers took %v", took)
+		<-srv.Draining()
+		if took := time.Since(began); took != 10*time.Second {
+			t.Errorf("Draining took %v", took)
 		}
-		if got := s.end(); got != 10*time.Second {
+		// The event stream's header went out before the stop and said nothing of an
+		// end, so that its connection has a quiet period.
+		if got := s.end(); got != 10*time.Second+500*ms {
 			t.Errorf("over after %v", got)
 		}
 	})
 }
 
+// TestDrainingOfKill: a kill during the delay closes both channels.
+func TestDrainingOfKill(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := &graceful.Server{Server: new(http.Server), NoSignalHandling: true, ShutdownDelay: time.Hour}
+		s := serve(t, srv, newVirtListener())
+		synctest.Wait() // until it serves
+		s.stop()
+		<-srv.ShutdownBegun()
+		select {
+		case <-srv.Draining():
+			t.Error("drains during the delay")
+		default:
+		}
+		srv.Close()
+		<-srv.Draining()
+	})
+}
+
 func TestDrainingOutside(t *testing.T) {
-	if graceful.Draining(bg) != nil {
-		t.Error("Draining of no server's context is not nil")
+	if graceful.Draining(bg) != nil || graceful.ShutdownBegun(bg) != nil {
+		t.Error("the channels of no server's context are not nil")
 	}
 }
 

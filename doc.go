@@ -16,11 +16,13 @@
 // # Shutdown sequence
 //
 //  1. Serving.
-//  2. Delaying, for Server.ShutdownDelay: the ready handler answers 503, the
-//     channel of [Draining] is closed, HTTP/1 responses say "Connection: close",
-//     and everything is served as before, until load balancers have noticed.
-//  3. Draining. The socket admits no new connections. It is closed when those in
-//     its accept queue have been accepted. Each connection is closed as soon as
+//  2. Delaying, for Server.ShutdownDelay: the channel of [ShutdownBegun] is
+//     closed, the ready handler answers 503, HTTP/1 responses say
+//     "Connection: close", and everything is served as before, until load
+//     balancers have noticed.
+//  3. Draining. The channel of [Draining] is closed. The socket admits no new
+//     connections. It is closed when those in its accept queue have been accepted.
+//     Each connection is closed as soon as
 //     closing it cannot drop a request: after a response that says close, or when
 //     it has been quiet for Server.IdleGrace.
 //  4. Killing, if Server.Timeout has passed: the contexts of requests in

@@ -211,7 +211,7 @@ func ExampleReport() {
 }
 
 // A stream of events has no end of its own. It ends when the server begins to
-// shut down, so that its client connects to another instance.
+// drain, so that its client connects to another instance.
 func ExampleDraining() {
 	begun := make(chan struct{})
 	events := func(w http.ResponseWriter, r *http.Request) {
@@ -591,7 +591,7 @@ func ExampleNewListener() {
 	answers, err := io.ReadAll(client) // to the end of the connection
 	fmt.Printf("%s%v\n", answers, err)
 	r := l.Report()
-	fmt.Println(r.Idle, "was idle and closed,", len(r.Killed), "killed")
+	fmt.Println(r.IdleClosed, "was idle and closed,", len(r.Killed), "killed")
 	// Output:
 	// HELLO
 	// <nil>

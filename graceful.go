@@ -16,7 +16,7 @@ import (
 
 // ErrNotTCP says that a connection is not a TCP connection.
 //
-// This package never returns it. It is kept for programs written for
+// Deprecated: this package never returns it. It is kept for programs written for
 // tylerstillwater/graceful, whose listeners returned it if they could not set TCP
 // keep-alive. Here, other connections are served without keep-alive.
 var ErrNotTCP = errors.New("graceful: only TCP connections have keep-alive")
@@ -61,6 +61,9 @@ type Server struct {
 
 	// ConnState is called, if not nil, after the http.Server's own ConnState hook,
 	// with the same arguments.
+	//
+	// Deprecated: use the http.Server's. It is kept for programs written for
+	// tylerstillwater/graceful.
 	ConnState func(net.Conn, http.ConnState)
 
 	// BeforeShutdown is called, if not nil, before a signal or Stop begins the
@@ -86,9 +89,10 @@ type Server struct {
 	LogFunc func(format string, args ...interface{})
 
 	// Interrupted is true once a shutdown has begun, and while BeforeShutdown
-	// runs. It is kept for programs
-	// written for tylerstillwater/graceful. Reading it while another goroutine
-	// may begin a shutdown is a data race; use Phase instead.
+	// runs. Reading it while another goroutine may begin a shutdown is a data race.
+	//
+	// Deprecated: use Phase. It is kept for programs written for
+	// tylerstillwater/graceful.
 	Interrupted bool
 
 	// ShutdownDelay is how long connections are accepted and served as before
@@ -167,6 +171,17 @@ func RunWithErr(addr string, timeout time.Duration, handler http.Handler) error 
 	return standard(&http.Server{Addr: addr, Handler: handler}, timeout).ListenAndServe()
 }
 
+// RunContext is like RunWithErr, but the end of ctx begins the shutdown as well.
+// It returns an error at once if ctx has ended already. Its error wraps ErrKilled if
+// connections were killed, because of timeout or a second signal.
+func RunContext(ctx context.Context, addr string, timeout time.Duration, handler http.Handler) error {
+	srv := standard(&http.Server{Addr: addr, Handler: handler}, timeout)
+	if _, err := srv.Start(ctx); err != nil {
+		return err
+	}
+	return srv.Wait()
+}
+
 // ListenAndServe is like server.ListenAndServe, with a graceful shutdown on
 // SIGINT and SIGTERM. timeout and the log are as with Run, errors as with
 // Server.Serve.
@@ -204,6 +219,9 @@ func DefaultLogger() *log.Logger { return log.New(os.Stderr, "[graceful] ", 0) }
 
 // TLSConfigHasHTTP2Enabled reports whether t offers HTTP/2 to clients. It reports
 // false if t is nil.
+//
+// Deprecated: look for "h2" in t.NextProtos. It is kept for programs written for
+// tylerstillwater/graceful.
 func TLSConfigHasHTTP2Enabled(t *tls.Config) bool {
 	return t != nil && slices.Contains(t.NextProtos, "h2")
 }
@@ -259,8 +277,8 @@ func (s *Server) Serve(l net.Listener) error {
 // Start listens on the TCP address Addr (":http" if empty) and serves in the
 // background until ctx ends, a signal comes, or Stop, Shutdown or Close is
 // called. The address is bound when Start returns, so that "address in use" is
-// Start's error. stopped is closed when the shutdown is over; Report then says
-// what happened.
+// Start's error. stopped is closed when the shutdown is over; Wait then returns the
+// error with which it ended, and Report says what happened.
 //
 // If the http.Server's TLSConfig has a certificate, or a function that gets
 // one, Start serves TLS, and an empty Addr means ":https".
@@ -274,11 +292,27 @@ func (s *Server) Start(ctx context.Context) (stopped <-chan struct{}, err error)
 	})
 	go func() {
 		defer forget() // ctx may outlive the server
-		if err := s.run(tl); err != nil {
-			s.logf("%v", err)
-		}
+		s.run(tl)
 	}()
 	return s.life.stopped, nil
+}
+
+// Wait blocks until the shutdown is over, also if it is called before Start. It
+// returns the error of Accept that began the shutdown, an error that wraps
+// ErrKilled if connections were killed, the first error of closing a listener, or
+// nil. If there are several, they are joined with errors.Join. Further calls return
+// the same.
+func (s *Server) Wait() error {
+	s.init()
+	<-s.life.stopped
+	s.life.mu.Lock()
+	failure := s.life.failure
+	s.life.mu.Unlock()
+	outcome := s.life.outcome()
+	if failure == nil {
+		return outcome
+	}
+	return errors.Join(failure, outcome)
 }
 
 // ListenAndServeTLS listens on the TCP address Addr (":https" if empty) and
@@ -436,6 +470,20 @@ func (s *Server) SetKeepAlivesEnabled(v bool) {
 	}
 }
 
+// Draining returns a channel that is closed when draining begins, which is after
+// ShutdownDelay. It returns the same channel every time.
+func (s *Server) Draining() <-chan struct{} {
+	s.init()
+	return s.life.draining
+}
+
+// ShutdownBegun returns a channel that is closed at the first moment of the
+// shutdown, before ShutdownDelay. It returns the same channel every time.
+func (s *Server) ShutdownBegun() <-chan struct{} {
+	s.init()
+	return s.life.begun
+}
+
 // Phase returns the phase of the shutdown, PhaseServing before it.
 func (s *Server) Phase() Phase { return s.life.Phase() }
 
@@ -590,7 +638,7 @@ func (s *Server) run(tl *listener) (err error) {
 	if expected {
 		err = nil
 	} else {
-		s.life.begin(fmt.Sprintf("accepting on %s failed: %v", tl.Addr(), err), nil)
+		s.life.fail(tl.Addr(), err)
 	}
 	<-s.life.stopped
 	return err

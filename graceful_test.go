@@ -234,7 +234,7 @@ func TestSeveralListeners(t *testing.T) {
 	s.end()
 	s2.end()
 	// waitRefused's last connections may have been accepted before the close.
-	if got := s.Report(); got.Start.Active != 2 || got.Finished+got.Idle != got.Start.Open()+got.Late {
+	if got := s.Report(); got.Start.Active != 2 || got.Finished+got.IdleClosed != got.Start.Open()+got.AcceptedLate {
 		t.Errorf("%v", got)
 	}
 }
@@ -268,11 +268,54 @@ func TestStart(t *testing.T) {
 	}
 	cancel(errors.New("enough"))
 	<-stopped
+	if err := srv.Wait(); err != nil {
+		t.Errorf("Wait: %v", err)
+	}
 	if got := srv.Report().Reason; got != "the context of Start: enough" {
 		t.Errorf("the reason is %q", got)
 	}
 	if _, err := newServer("127.0.0.1:0").Start(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("Start with a context that has ended: %v", err)
+	}
+}
+
+// TestWait: Wait returns the error of Accept, a kill, and both.
+func TestWait(t *testing.T) {
+	bad := errors.New("out of luck")
+	for _, tc := range []struct{ fails, kills bool }{{true, false}, {false, true}, {true, true}} {
+		t.Run(fmt.Sprintf("%+v", tc), func(t *testing.T) {
+			g := newGate()
+			defer close(g.open)
+			l := listenTCP(t)
+			broken := make(chan struct{})
+			s := serve(t, &graceful.Server{Server: &http.Server{Handler: g}, IdleGrace: 5 * ms}, failingListener(l, 1, func() error {
+				<-broken
+				return bad
+			}))
+			c := dialClient(t, waitAddr(s))
+			c.ask("/one")
+			<-g.entered
+			wait := make(chan error, 1)
+			go func() { wait <- s.Wait() }()
+			if tc.fails {
+				close(broken)
+				waitPhase(s, graceful.PhaseDraining)
+			} else {
+				defer close(broken)
+			}
+			if tc.kills {
+				s.Close()
+			} else {
+				g.open <- struct{}{}
+			}
+			err := <-wait
+			if errors.Is(err, bad) != tc.fails || errors.Is(err, graceful.ErrKilled) != tc.kills {
+				t.Errorf("Wait: %v", err)
+			}
+			if again := s.Wait(); fmt.Sprint(again) != fmt.Sprint(err) {
+				t.Errorf("Wait again: %v", again)
+			}
+		})
 	}
 }
 
@@ -366,6 +409,22 @@ func TestOneLiners(t *testing.T) {
 	l := listenTCP(t)
 	if err := graceful.RunWithErr(l.Addr().String(), 0, nil); err == nil {
 		t.Error("RunWithErr on an address in use")
+	}
+	if err := graceful.RunContext(bg, l.Addr().String(), 0, nil); err == nil {
+		t.Error("RunContext on an address in use")
+	}
+	addr := l.Addr()
+	l.Close()
+	ctx, cancel := context.WithCancel(bg)
+	done := make(chan error, 1)
+	go func() { done <- graceful.RunContext(ctx, addr.String(), time.Second, text("one")) }()
+	eventually(t, func() (bool, any) { got := fetch("http", addr); return got == "one", got })
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if err := graceful.RunContext(ctx, addr.String(), time.Second, nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("RunContext with a context that has ended: %v", err)
 	}
 }
 

@@ -113,9 +113,10 @@ type Group struct {
 	err      error // for Wait
 
 	// No values are sent on these. Made by initLocked, never replaced.
-	begun   chan struct{} // closed when the shutdown begins
-	killed  chan struct{} // closed by kill
-	stopped chan struct{} // closed when the shutdown is over
+	begun    chan struct{} // closed when the shutdown begins
+	draining chan struct{} // closed when ShutdownDelay is over
+	killed   chan struct{} // closed by kill
+	stopped  chan struct{} // closed when the shutdown is over
 
 	// Set by Start, constant afterwards.
 	base    context.Context         // Start's context, without its end
@@ -184,7 +185,7 @@ func (g *Group) Add(name string, m GroupMember, serve ...func() error) {
 // Go adds a worker. fn's context is cancelled when all servers have drained, so
 // that the worker takes what they hand to it until then; the end of Start's
 // context does not end it. fn then finishes the work that it holds and returns.
-// From then on context.Canceled does not count as an error. Draining(ctx) is
+// From then on context.Canceled does not count as an error. ShutdownBegun(ctx) is
 // closed earlier, when the shutdown begins, for workers that take work from
 // outside the process. Finishing(ctx) is a context for the work in hand.
 //
@@ -237,6 +238,36 @@ func (g *Group) Defer(name string, fn func(ctx context.Context) error) {
 	g.cleanups = append(g.cleanups, t)
 }
 
+// Draining returns a channel that is closed when the group's servers begin to
+// drain, which is after ShutdownDelay. It returns the same channel every time.
+func (g *Group) Draining() <-chan struct{} { return g.moments().draining }
+
+// ShutdownBegun returns a channel that is closed at the first moment of the
+// shutdown, before ShutdownDelay. It returns the same channel every time.
+func (g *Group) ShutdownBegun() <-chan struct{} { return g.moments().begun }
+
+// Context returns a copy of parent from which Draining and ShutdownBegun return the
+// group's channels. It is for servers that are not of this package, whose handlers
+// would not hear of the shutdown otherwise:
+//
+//	hs := &http.Server{
+//		Handler:     handler,
+//		BaseContext: func(net.Listener) context.Context { return g.Context(context.Background()) },
+//	}
+//	g.Server("web", hs.ListenAndServe, graceful.ShutdownThenClose(hs))
+//
+// The context ends with parent, and not with the group.
+func (g *Group) Context(parent context.Context) context.Context {
+	return withMoments(parent, g.moments())
+}
+
+func (g *Group) moments() moments {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.initLocked()
+	return moments{g.begun, g.draining}
+}
+
 // Ready reports whether the group has been started, has not begun to shut down,
 // and every server added by Add is ready, that is, its ReadyHandler would answer
 // 200. Ready runs the checks of Server.Health, of all servers concurrently, and
@@ -287,8 +318,8 @@ type GroupMember interface {
 
 	// beginDelay is called once, when the group's shutdown begins, and returns at
 	// once. The member enters the delaying phase, which lasts until Shutdown is
-	// called: it is unready, Draining is closed, HTTP/1 responses say Connection:
-	// close, and requests are still served. If the member has stopped already,
+	// called: it is unready, ShutdownBegun is closed, HTTP/1 responses say
+	// Connection: close, and requests are still served. If the member has stopped already,
 	// beginDelay does nothing. If a serve function has been called and does not
 	// serve yet, the delaying phase begins all the same. A member that the group
 	// has not started gets neither this call nor Shutdown.
@@ -484,9 +515,9 @@ func (s *Server) beginDelay() {
 
 func (s *Server) unready(ctx context.Context) string {
 	s.init()
-	// The draining channel of this server replaces that of the server that serves
-	// the probe, which may be shutting down while this one is not.
-	ctx = context.WithValue(ctx, drainingKey{}, (<-chan struct{})(s.life.draining))
+	// The channels of this server replace those of the server that serves the
+	// probe, which may be shutting down while this one is not.
+	ctx = withMoments(ctx, s.life.moments())
 	return strings.Join(s.health().failing(ctx), ", ")
 }
 

@@ -389,10 +389,10 @@ func TestGroupReadyBlocks(t *testing.T) {
 func TestGroupReadyByAnother(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		other := &graceful.Group{NoSignalHandling: true}
-		var ctx context.Context // one whose Draining is closed
+		var ctx context.Context // one whose ShutdownBegun is closed
 		other.Go("worker", func(c context.Context) error { ctx = c; return nil })
 		other.Run(t.Context())
-		<-graceful.Draining(ctx)
+		<-graceful.ShutdownBegun(ctx)
 
 		g := readyGroup(t, &graceful.Health{})
 		defer g.Shutdown(t.Context())

@@ -37,7 +37,7 @@ func (g *Group) Start(ctx context.Context) (stopped <-chan struct{}, err error) 
 		g.began = time.Now() // Stop was called before; the budget counts from Start
 	}
 	g.base = context.WithoutCancel(ctx)
-	values := context.WithValue(g.base, drainingKey{}, (<-chan struct{})(g.begun))
+	values := withMoments(g.base, moments{g.begun, g.draining})
 	g.holding, g.cutWork = context.WithCancelCause(values)
 	g.working, g.endWork = context.WithCancel(context.WithValue(values, finishingKey{}, g.holding))
 	g.mu.Unlock()
@@ -223,6 +223,7 @@ func (g *Group) kill(reason string) {
 func (g *Group) initLocked() {
 	if g.begun == nil {
 		g.begun = make(chan struct{})
+		g.draining = make(chan struct{})
 		g.killed = make(chan struct{})
 		g.stopped = make(chan struct{})
 	}
@@ -271,6 +272,7 @@ func (g *Group) run(release func()) {
 		}
 	}
 	g.delay()
+	close(g.draining)
 	g.releaseOthers()
 	g.drainServers()
 	g.endWorkers()

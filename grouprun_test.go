@@ -112,7 +112,7 @@ func TestGroupOrder(t *testing.T) {
 		s.cleanup(g, "db", time.Second)
 		s.cleanup(g, "cache", time.Second)
 		g.Go("watch", func(ctx context.Context) error {
-			<-graceful.Draining(ctx)
+			<-graceful.ShutdownBegun(ctx)
 			s.note("watch sees it")
 			return nil
 		})
@@ -167,6 +167,40 @@ func queueOf(list ...int) <-chan int {
 		c <- i
 	}
 	return c
+}
+
+// TestGroupDraining: the group's channels, and those of the contexts that it makes,
+// are closed at the two moments of the shutdown.
+func TestGroupDraining(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := &graceful.Group{ShutdownDelay: 3 * time.Second, NoSignalHandling: true}
+		type key struct{}
+		ctx := g.Context(context.WithValue(t.Context(), key{}, "kept")) // before Start
+		if ctx.Value(key{}) != "kept" {
+			t.Error("the parent's values are lost")
+		}
+		end := make(chan struct{})
+		g.Server("foreign", func() error { <-end; return nil }, func(context.Context) error { close(end); return nil })
+		if _, err := g.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		began := time.Now()
+		g.Stop("")
+		<-g.ShutdownBegun()
+		<-graceful.ShutdownBegun(ctx)
+		if took := time.Since(began); took != 0 {
+			t.Errorf("ShutdownBegun after %v", took)
+		}
+		<-graceful.Draining(ctx)
+		<-g.Draining()
+		if took := time.Since(began); took != 3*time.Second {
+			t.Errorf("Draining after %v", took)
+		}
+		if err := g.Wait(); err != nil || ctx.Err() != nil {
+			t.Error(err, ctx.Err())
+		}
+	})
 }
 
 // TestGroupFailure: a part that fails by itself begins the shutdown, and its error

@@ -161,10 +161,18 @@ func (l virtSocket) SetDeadline(t time.Time) error {
 	return nil
 }
 
+// newListener returns a Listener that catches no signals, as in a synctest bubble
+// it must not.
+func newListener(l net.Listener) *graceful.Listener {
+	gl := graceful.NewListener(l)
+	gl.NoSignalHandling = true
+	return gl
+}
+
 // newQueued returns a Listener, and the one below it.
 func newQueued() (virtSocket, *graceful.Listener) {
 	below := newVirtSocket()
-	return below, graceful.NewListener(below)
+	return below, newListener(below)
 }
 
 // queueTried is how long a queue that can't be looked into, as a virtSocket's, is

@@ -256,7 +256,7 @@ func (h *Health) startup(context.Context) error {
 // the server that serves the probe with the context ctx.
 func (h *Health) shuttingDown(ctx context.Context) error {
 	select {
-	case <-Draining(ctx):
+	case <-ShutdownBegun(ctx):
 		h.shutdown.Store(true) // for probes that another server serves
 	default:
 	}

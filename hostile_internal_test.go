@@ -97,7 +97,7 @@ func TestReportAddsUp(t *testing.T) {
 	close(open)
 	io.Copy(io.Discard, nc)
 	<-stopped
-	if r := s.Report(); r.Late != 1 || r.Finished != 2 {
+	if r := s.Report(); r.AcceptedLate != 1 || r.Finished != 2 {
 		t.Errorf("%v", r)
 	}
 }

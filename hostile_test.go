@@ -449,8 +449,8 @@ func TestTwoServers(t *testing.T) {
 	t.Parallel()
 	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		select {
-		case <-graceful.Draining(r.Context()):
-			io.WriteString(w, "draining")
+		case <-graceful.ShutdownBegun(r.Context()):
+			io.WriteString(w, "stopping")
 		default:
 			io.WriteString(w, "serving")
 		}
@@ -483,7 +483,7 @@ func TestTwoServers(t *testing.T) {
 	for patient.Phase() == graceful.PhaseServing {
 		runtime.Gosched()
 	}
-	one.get("/", "draining")
+	one.get("/", "stopping")
 	patient.Close()
 	p.end()
 }
@@ -620,8 +620,8 @@ func TestHostileSlots(t *testing.T) {
 			return func() { srv.Close(); <-served }
 		}},
 		{"Listener under net/http", func(t *testing.T, l net.Listener) func() {
-			gl := graceful.NewListener(l)
-			gl.Limit, gl.IdleGrace = limit, -1
+			gl := newListener(l)
+			gl.ListenLimit, gl.IdleGrace = limit, -1
 			srv := config()
 			served := make(chan error, 1)
 			go func() { served <- srv.Serve(gl) }()

@@ -422,19 +422,42 @@ func (h *httpConn) Value(key any) any {
 	return h.Context.Value(key)
 }
 
-// drainingKey is the context key for the channel that Draining returns.
-type drainingKey struct{}
+// momentsKey is the context key for a value of type moments.
+type momentsKey struct{}
 
-// Draining returns a channel that is closed when the shutdown of the server, or of
-// the Group, that ctx comes from begins, before ShutdownDelay. A handler with a
-// long response (server-sent events, a long poll) can select on it and end early.
-//
-// For other contexts Draining returns nil, which blocks for ever in a select. So a
-// handler that uses Draining works with other servers as well.
-func Draining(ctx context.Context) <-chan struct{} {
-	ch, _ := ctx.Value(drainingKey{}).(<-chan struct{})
-	return ch
+// moments are the channels that ShutdownBegun and Draining return. No values are
+// sent on them.
+type moments struct {
+	begun    <-chan struct{} // closed when the shutdown begins
+	draining <-chan struct{} // closed when draining begins
 }
+
+func momentsOf(ctx context.Context) moments {
+	m, _ := ctx.Value(momentsKey{}).(moments)
+	return m
+}
+
+func withMoments(ctx context.Context, m moments) context.Context {
+	return context.WithValue(ctx, momentsKey{}, m)
+}
+
+// Draining returns a channel that is closed when the Server, or the Group, that ctx
+// comes from begins to drain, which is after ShutdownDelay. A handler with a long
+// response (server-sent events, a long poll, a WebSocket) can select on it and end
+// early: its client then connects again, and no longer to this process.
+//
+// A handler's context comes from its Server, and so do the contexts of the Group's
+// workers and those of Group.Context. For other contexts Draining returns nil,
+// which blocks for ever in a select. So a handler that uses Draining works with
+// other servers as well.
+func Draining(ctx context.Context) <-chan struct{} { return momentsOf(ctx).draining }
+
+// ShutdownBegun is like Draining, but its channel is closed at the first moment of
+// the shutdown, before ShutdownDelay. New clients are still accepted and served
+// during the delay, so a handler that ended its response then would see its client
+// again at once. ShutdownBegun is for workers that take their work from outside
+// the process, and for probes of the program's own.
+func ShutdownBegun(ctx context.Context) <-chan struct{} { return momentsOf(ctx).begun }
 
 func (s *Server) baseContext(l net.Listener) context.Context {
 	ctx := context.Background()
@@ -447,7 +470,7 @@ func (s *Server) baseContext(l net.Listener) context.Context {
 			return nil // net/http panics with a message of its own
 		}
 	}
-	ctx = context.WithValue(ctx, drainingKey{}, (<-chan struct{})(s.life.draining))
+	ctx = withMoments(ctx, s.life.moments())
 	ctx, cancel := context.WithCancelCause(ctx)
 	s.side.mu.Lock()
 	s.side.cancels = append(s.side.cancels, cancel)
@@ -652,7 +675,7 @@ func (p *httpProtocol) streams() int { return int(p.streamCount.Load()) }
 
 // finish cancels the base contexts, unless hijacked connections were left open,
 // whose handlers may still use them.
-func (p *httpProtocol) finish(m *manager, left int) string {
+func (p *httpProtocol) finish(m *manager, left int) HTTP2Farewell {
 	s := p.server()
 	s.side.mu.Lock()
 	defer s.side.mu.Unlock()
@@ -663,11 +686,11 @@ func (p *httpProtocol) finish(m *manager, left int) string {
 	}
 	switch {
 	case m.goAways.Load() > 0:
-		return "GOAWAY in two steps"
+		return HTTP2TwoSteps
 	case s.side.http2 == http2Blind:
-		return "GOAWAY left to the program's own HTTP/2 implementation"
+		return HTTP2Program
 	}
-	return ""
+	return HTTP2None
 }
 
 // defaultIdleGrace is the quiet period if IdleGrace is 0.

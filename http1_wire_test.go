@@ -132,7 +132,7 @@ func TestExpectContinue(t *testing.T) {
 		c.send("dy")
 		c.expect("body")
 		s.end()
-		if r := s.Report(); r.KillReason != "" || r.GaveUp > 0 {
+		if r := s.Report(); r.KillReason != "" || r.IncompleteClosed > 0 {
 			t.Errorf("%v", r)
 		}
 	}
@@ -254,7 +254,7 @@ func TestSlowUpload(t *testing.T) {
 	}
 	c.expect(body)
 	s.end()
-	if diff := cmp.Diff(0, s.Report().GaveUp+len(s.Report().Killed)); diff != "" {
+	if diff := cmp.Diff(0, s.Report().IncompleteClosed+len(s.Report().Killed)); diff != "" {
 		t.Errorf("%v", s.Report())
 	}
 }

@@ -344,7 +344,7 @@ func TestHTTP2Goodbye(t *testing.T) {
 		nc.Close()
 		<-srv.StopChan()
 		r := srv.Report()
-		if r.HTTP2 != "GOAWAY in two steps" || r.Start.HTTP2 != 1 || r.Start.Streams != 0 || len(r.Killed) > 0 {
+		if r.HTTP2 != graceful.HTTP2TwoSteps || r.Start.HTTP2 != 1 || r.Start.Streams != 0 || len(r.Killed) > 0 {
 			t.Errorf("report: %q, %v", r.HTTP2, r)
 		}
 	}
@@ -409,7 +409,7 @@ func TestHTTP2Plain(t *testing.T) {
 	t.Run("switched off", func(t *testing.T) {
 		t.Setenv("GODEBUG", "http2server=0")
 		srv := servePlain(t, new(http.Server), "HTTP/1.1")
-		if got := srv.Report().HTTP2; got != "" {
+		if got := srv.Report().HTTP2; got != graceful.HTTP2None {
 			t.Errorf("report: %q", got)
 		}
 	})
@@ -424,7 +424,7 @@ func TestHTTP2Plain(t *testing.T) {
 		nc.Write([]byte("hello"))
 		<-used
 		srv.Shutdown(t.Context())
-		if got := srv.Report().HTTP2; !strings.Contains(got, "program's own") {
+		if got := srv.Report().HTTP2; got != graceful.HTTP2Program {
 			t.Errorf("report: %q", got)
 		}
 	})

@@ -271,20 +271,20 @@ func (h *inFlightHandler) serveDraining(w http.ResponseWriter, r *http.Request) 
 
 // serveLong serves r, which has been added to the long-running requests.
 func (h *inFlightHandler) serveLong(w http.ResponseWriter, r *http.Request, draining <-chan struct{}) {
-	inner := withDraining(r, draining)
+	inner := announcing(r, draining)
 	defer h.f.long.release(inner.Context(), h.f.ReleaseWindow, h.f.ReleaseRate)
 	defer deadline.HandBack(r, inner)
 	h.next.ServeHTTP(w, inner)
 }
 
-// withDraining returns r with a context for which Draining returns draining. It
-// returns r itself if Draining finds a server's channel in its context.
-func withDraining(r *http.Request, draining <-chan struct{}) *http.Request {
+// announcing returns r with a context for which Draining and ShutdownBegun return
+// draining. It returns r itself if its context has a server's channels.
+func announcing(r *http.Request, draining <-chan struct{}) *http.Request {
 	ctx := r.Context()
 	if Draining(ctx) != nil {
 		return r
 	}
-	return r.WithContext(context.WithValue(ctx, drainingKey{}, draining))
+	return r.WithContext(withMoments(ctx, moments{draining, draining}))
 }
 
 // serveOn serves r, which is counted in s and came on the Server's connection c.
@@ -319,7 +319,7 @@ func mayHijack(r *http.Request) bool {
 // serveUpgrade serves r, which is counted in s and may be hijacked.
 func (h *inFlightHandler) serveUpgrade(w http.ResponseWriter, r *http.Request, s *counter.Shard) {
 	u := &upgradeWriter{ResponseWriter: w, f: h.f, counted: s}
-	inner := withDraining(r, h.f.long.drainChan())
+	inner := announcing(r, h.f.long.drainChan())
 	defer func() {
 		deadline.HandBack(r, inner)
 		if u.end() {
@@ -462,7 +462,7 @@ func (l *longRunning) release(ctx context.Context, window time.Duration, rate fl
 	l.mu.Lock()
 	draining := l.drained
 	select {
-	case <-Draining(ctx): // the server's channel, or l.draining
+	case <-ShutdownBegun(ctx): // the server's channel, or l.draining
 		draining = true
 	default:
 	}

@@ -135,7 +135,7 @@ func TestLongRunningUnderServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &InFlight{ReleaseWindow: time.Minute, ReleaseRate: 1}
 		draining := make(chan struct{})
-		ctx, kill := context.WithCancel(context.WithValue(t.Context(), drainingKey{}, (<-chan struct{})(draining)))
+		ctx, kill := context.WithCancel(withMoments(t.Context(), moments{draining, draining}))
 		released := watchers(f, 4, ctx)
 		time.AfterFunc(time.Second, func() { close(draining) })
 		time.AfterFunc(2500*time.Millisecond, kill)
@@ -195,7 +195,7 @@ func TestLongRunningServing(t *testing.T) {
 func TestHealthUnderServer(t *testing.T) {
 	var h Health
 	draining := make(chan struct{})
-	ctx := context.WithValue(t.Context(), drainingKey{}, (<-chan struct{})(draining))
+	ctx := withMoments(t.Context(), moments{draining, draining})
 	code := func(h http.Handler, ctx context.Context) int {
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, httptest.NewRequestWithContext(ctx, "GET", "/", nil))

@@ -609,7 +609,7 @@ func TestRetryAfterLeavesHijacked(t *testing.T) {
 			case <-time.After(20 * time.Second):
 				t.Errorf("still waiting: %v", srv.Stats())
 			}
-			if r := srv.Report(); r.Left != 1 {
+			if r := srv.Report(); r.HijackedLeft != 1 {
 				t.Error(r)
 			}
 			close(release)

@@ -56,7 +56,7 @@ type protocol interface {
 
 	// finish cleans up and returns Report.HTTP2. left is how many hijacked
 	// connections were not waited for.
-	finish(m *manager, left int) string
+	finish(m *manager, left int) HTTP2Farewell
 
 	// requests returns the requests in progress on a connection.
 	requests(*conn) []requestLine
@@ -80,7 +80,8 @@ type lifecycle struct {
 
 	phase atomic.Int32
 
-	draining chan struct{} // closed when the shutdown begins
+	begun    chan struct{} // closed when the shutdown begins
+	draining chan struct{} // closed when PhaseDraining is entered
 	drained  chan struct{} // closed when the manager has begun to drain
 	sealed   chan struct{} // closed when the last listener is closed during the drain
 	killing  chan struct{} // closed by kill
@@ -110,6 +111,7 @@ type lifecycle struct {
 	report   Report
 	phaseAt  time.Time // when the phase began
 	closeErr error     // the first error of closing a listener
+	failure  error     // the error of Accept that began the shutdown
 
 	log shutdownLog
 }
@@ -117,6 +119,7 @@ type lifecycle struct {
 func (lc *lifecycle) init(p protocol) {
 	lc.once.Do(func() {
 		lc.p = p
+		lc.begun = make(chan struct{})
 		lc.draining = make(chan struct{})
 		lc.drained = make(chan struct{})
 		lc.sealed = make(chan struct{})
@@ -243,7 +246,7 @@ func (lc *lifecycle) tryBegin(reason string, timeout *time.Duration) bool {
 		lc.mu.Unlock()
 		select {
 		case <-asking:
-		case <-lc.draining: // begun by begin
+		case <-lc.begun: // by begin
 		}
 		lc.mu.Lock()
 		defer lc.mu.Unlock()
@@ -331,7 +334,7 @@ func (lc *lifecycle) beginLocked(reason string) {
 	lc.enterLocked(PhaseDelaying)
 	lc.report.Reason = reason
 	lc.report.Began = lc.phaseAt
-	close(lc.draining)
+	close(lc.begun)
 	go lc.shutDown(reason)
 }
 
@@ -381,6 +384,12 @@ func (lc *lifecycle) wait(ctx context.Context) error {
 		<-lc.stopped
 		return ctx.Err()
 	}
+	return lc.outcome()
+}
+
+// outcome returns an error that wraps ErrKilled if connections were killed, or the
+// first error of closing a listener. It must be called once the shutdown is over.
+func (lc *lifecycle) outcome() error {
 	lc.mu.Lock()
 	defer lc.mu.Unlock()
 	if n := len(lc.report.Killed); n > 0 {
@@ -388,6 +397,19 @@ func (lc *lifecycle) wait(ctx context.Context) error {
 	}
 	return lc.closeErr
 }
+
+// fail begins the shutdown because accepting on addr has failed with err.
+func (lc *lifecycle) fail(addr net.Addr, err error) {
+	lc.mu.Lock()
+	if lc.failure == nil {
+		lc.failure = err
+	}
+	lc.mu.Unlock()
+	lc.begin(fmt.Sprintf("accepting on %s failed: %v", addr, err), nil)
+}
+
+// moments returns the channels of Draining and ShutdownBegun.
+func (lc *lifecycle) moments() moments { return moments{lc.begun, lc.draining} }
 
 // shutDown runs the shutdown: the delay, the drain, and the report.
 func (lc *lifecycle) shutDown(reason string) {
@@ -417,6 +439,7 @@ func (lc *lifecycle) shutDown(reason string) {
 
 	lc.mu.Lock()
 	lc.enterLocked(PhaseDraining)
+	close(lc.draining)
 	m := lc.m
 	listeners := slices.Clone(lc.listeners)
 	lc.mu.Unlock()
@@ -430,7 +453,7 @@ func (lc *lifecycle) shutDown(reason string) {
 	lc.mu.Lock()
 	lc.enterLocked(PhaseStopped)
 	stopSignals := lc.stopSignals
-	left := lc.report.Left
+	left := lc.report.HijackedLeft
 	lc.mu.Unlock()
 	if stopSignals != nil {
 		stopSignals()
@@ -542,7 +565,7 @@ func (lc *lifecycle) note(c census) {
 	lc.mu.Lock()
 	defer lc.mu.Unlock()
 	r := &lc.report
-	r.Late, r.Finished, r.Idle, r.GaveUp, r.Left = c.late, c.finished, c.ended, c.gaveUp, c.left
+	r.AcceptedLate, r.Finished, r.IdleClosed, r.IncompleteClosed, r.HijackedLeft = c.late, c.finished, c.ended, c.gaveUp, c.left
 }
 
 // killLeft closes the connections that are left and reports them. Methods of

@@ -43,7 +43,7 @@ type ends struct {
 }
 
 func endsOf(r graceful.Report) ends {
-	return ends{r.Late, r.Finished, r.Idle, r.GaveUp, r.Left, len(r.Killed)}
+	return ends{r.AcceptedLate, r.Finished, r.IdleClosed, r.IncompleteClosed, r.HijackedLeft, len(r.Killed)}
 }
 
 type times struct{ timeout, grace, delay time.Duration }

@@ -251,7 +251,7 @@ func TestLimitQueue(t *testing.T) {
 			close(g.open)
 			clients.Wait()
 			s.end()
-			if r := s.Report(); r.Late != 6 || r.KillReason != "" {
+			if r := s.Report(); r.AcceptedLate != 6 || r.KillReason != "" {
 				t.Errorf("%v", r)
 			}
 		})

@@ -84,7 +84,7 @@ func TestPortableQueue(t *testing.T) {
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
-		if r := s.Report(); r.Late < n || r.KillReason != "" {
+		if r := s.Report(); r.AcceptedLate < n || r.KillReason != "" {
 			t.Errorf("%v", r)
 		}
 	}
@@ -474,7 +474,6 @@ func TestBlindLimit(t *testing.T) {
 		<-entered
 	}
 	s.Stop(20 * time.Second)
-	<-s.life.draining
 	<-s.life.drained
 	select {
 	case <-entered:
@@ -486,7 +485,7 @@ func TestBlindLimit(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
-	if r := s.Report(); r.Late != clients-limit || r.KillReason != "" {
+	if r := s.Report(); r.AcceptedLate != clients-limit || r.KillReason != "" {
 		t.Errorf("%v", r)
 	}
 	if n := len(s.side.limit.slots); n != 0 {

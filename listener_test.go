@@ -73,7 +73,7 @@ func TestAcceptPanics(t *testing.T) {
 func TestAcceptPanicsInListener(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ql := newVirtSocket()
-		l := graceful.NewListener(panickingListener(ql, 2))
+		l := newListener(panickingListener(ql, 2))
 		s := &lineServer{}
 		looped := make(chan struct{})
 		go func() {
@@ -158,7 +158,7 @@ func TestListenerAcceptsAtOnce(t *testing.T) {
 					below.Close()
 					below, _ = net.Listen("tcp", "127.0.0.1:0")
 				}
-				l := graceful.NewListener(below)
+				l := newListener(below)
 				l.IdleGrace = 5 * ms
 				play(t, l, func() net.Conn { return dialLines(t, below).Conn })
 			}
@@ -201,7 +201,7 @@ func TestConcurrentReads(t *testing.T) {
 	t.Run("a Listener's", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			l := newVirtListener()
-			gl := graceful.NewListener(l)
+			gl := newListener(l)
 			go write(l.dial())
 			nc, err := gl.Accept()
 			if err != nil {
@@ -212,7 +212,7 @@ func TestConcurrentReads(t *testing.T) {
 			}
 			nc.Close()
 			gl.Close()
-			<-gl.Done()
+			<-gl.StopChan()
 		})
 	})
 	t.Run("hijacked", func(t *testing.T) {

@@ -192,7 +192,7 @@ func stopServer(t *testing.T, c lossCase, srv *graceful.Server, i int) {
 	if err := srv.Shutdown(t.Context()); err != nil {
 		t.Errorf("%v, stop %d: %v\n%v", c, i, err, srv.Report())
 	}
-	if r := srv.Report(); r.KillReason != "" || r.GaveUp > 0 {
+	if r := srv.Report(); r.KillReason != "" || r.IncompleteClosed > 0 {
 		t.Errorf("%v, stop %d took %v\n%v", c, i, time.Since(began), r)
 	}
 }

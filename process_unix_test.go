@@ -507,7 +507,6 @@ func TestListenerChild(t *testing.T) {
 		t.Fatal(err)
 	}
 	l := graceful.NewListener(below)
-	l.HandleSignals = true
 	l.IdleGrace = 50 * time.Millisecond
 	l.LogFunc = func(format string, _ ...any) {
 		if strings.HasPrefix(format, "shutdown initiated") {
@@ -519,7 +518,7 @@ func TestListenerChild(t *testing.T) {
 		return "", false
 	}}).start(l)
 	fmt.Println(l.Addr())
-	<-l.Done()
+	<-l.StopChan()
 	<-s.done // its connections may be at work on what was killed
 	r := l.Report()
 	fmt.Printf("%s; %s; %d killed\n", r.Reason, r.KillReason, len(r.Killed))

@@ -73,9 +73,9 @@ type Listener struct {
 	// until Timeout. So Patience should be as long as the slowest call.
 	Multiplexed bool
 
-	// Limit is how many connections may be open at once; 0 means no limit.
+	// ListenLimit is how many connections may be open at once; 0 means no limit.
 	// Accept waits while the limit is reached.
-	Limit int
+	ListenLimit int
 
 	// OnDrain is called, if not nil, with every connection that is open when
 	// draining begins, and with those accepted later. A protocol that has a
@@ -95,10 +95,11 @@ type Listener struct {
 	// Server.OwnsListener.
 	OwnsListener bool
 
-	// HandleSignals makes SIGINT and SIGTERM begin the shutdown, and a second
-	// signal kill it, as with a Server. Signals are caught from the first Accept
-	// until the shutdown is over.
-	HandleSignals bool
+	// NoSignalHandling keeps the Listener from catching SIGINT and SIGTERM. If it
+	// is false, they are caught from the first Accept until the shutdown is over:
+	// the first signal begins the shutdown, and a second one kills it, as with a
+	// Server. It has to be set inside a testing/synctest bubble.
+	NoSignalHandling bool
 
 	// Logger is where the shutdown is logged; nil means that it is not.
 	Logger *log.Logger
@@ -202,17 +203,25 @@ func (l *Listener) Shutdown(ctx context.Context) error {
 	return l.life.wait(ctx)
 }
 
-// Done returns a channel that is closed when the shutdown is over.
-func (l *Listener) Done() <-chan struct{} {
+// StopChan returns a channel that is closed when the shutdown is over. It returns
+// the same channel every time.
+func (l *Listener) StopChan() <-chan struct{} {
 	l.init()
 	return l.life.stopped
 }
 
-// Draining returns a channel that is closed when the shutdown begins, before
-// ShutdownDelay.
+// Draining returns a channel that is closed when draining begins, which is after
+// ShutdownDelay. It returns the same channel every time.
 func (l *Listener) Draining() <-chan struct{} {
 	l.init()
 	return l.life.draining
+}
+
+// ShutdownBegun returns a channel that is closed at the first moment of the
+// shutdown, before ShutdownDelay. It returns the same channel every time.
+func (l *Listener) ShutdownBegun() <-chan struct{} {
+	l.init()
+	return l.life.begun
 }
 
 // Phase returns the phase of the shutdown, PhaseServing before it.
@@ -269,8 +278,8 @@ func (l *Listener) prepare() error {
 		}
 		below := l.l
 		var limit *limiter
-		if l.Limit > 0 {
-			limit = newLimiter(l.Limit)
+		if l.ListenLimit > 0 {
+			limit = newLimiter(l.ListenLimit)
 		} else if ll, ok := below.(*limitListener); ok {
 			below, limit = ll.Listener, ll.limit
 		}
@@ -296,7 +305,7 @@ func (l *Listener) prepare() error {
 		if w := weakness(below); w != "" {
 			l.life.p.logf("%s", w)
 		}
-		if l.HandleSignals {
+		if !l.NoSignalHandling {
 			l.life.catch()
 		}
 	})
@@ -307,7 +316,7 @@ func (l *Listener) check() error {
 	return cmp.Or(
 		notNegative("Listener.Timeout", l.Timeout),
 		notNegative("Listener.ShutdownDelay", l.ShutdownDelay),
-		notNegative("Listener.Limit", l.Limit),
+		notNegative("Listener.ListenLimit", l.ListenLimit),
 	)
 }
 
@@ -335,14 +344,14 @@ func (p *anyProtocol) logf(format string, args ...any) {
 	logTo(p.LogFunc, p.Logger, format, args...)
 }
 
-func (p *anyProtocol) beforeShutdown() bool         { return true }
-func (p *anyProtocol) interrupted(bool)             {}
-func (p *anyProtocol) beginDelay()                  {}
-func (p *anyProtocol) runHooks()                    {}
-func (p *anyProtocol) beginKill()                   {}
-func (p *anyProtocol) finish(*manager, int) string  { return "" }
-func (p *anyProtocol) requests(*conn) []requestLine { return nil }
-func (p *anyProtocol) streams() int                 { return 0 }
+func (p *anyProtocol) beforeShutdown() bool               { return true }
+func (p *anyProtocol) interrupted(bool)                   {}
+func (p *anyProtocol) beginDelay()                        {}
+func (p *anyProtocol) runHooks()                          {}
+func (p *anyProtocol) beginKill()                         {}
+func (p *anyProtocol) finish(*manager, int) HTTP2Farewell { return HTTP2None }
+func (p *anyProtocol) requests(*conn) []requestLine       { return nil }
+func (p *anyProtocol) streams() int                       { return 0 }
 
 // finishRequests calls OnDrain for the connections that are idle, before the
 // manager closes those whose quiet period is over. A connection that is not in

@@ -51,7 +51,7 @@ func TestListenerTLS(t *testing.T) {
 			if where == "below" {
 				below = tls.NewListener(bare, traffic.ServerTLS())
 			}
-			l := graceful.NewListener(below)
+			l := newListener(below)
 			l.Timeout, l.IdleGrace = 20*time.Second, 50*time.Millisecond
 			var above net.Listener = l
 			if where == "above" {
@@ -115,7 +115,7 @@ func TestListenerUnderHTTP(t *testing.T) {
 	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	l := graceful.NewListener(listenLocal(t))
+	l := newListener(listenLocal(t))
 	l.IdleGrace = 50 * time.Millisecond
 	srv := &http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, file) }),
@@ -164,7 +164,7 @@ func TestListenerEmptiesQueue(t *testing.T) {
 	t.Parallel()
 	const waiting = 50
 	below := listenLocal(t)
-	l := graceful.NewListener(below)
+	l := newListener(below)
 	l.IdleGrace = 200 * time.Millisecond
 	gate := make(chan struct{})
 	s := (&lineServer{}).start(&hookedListener{Listener: l, accept: func() (net.Conn, error) {
@@ -306,7 +306,7 @@ func TestListenerNoLoss(t *testing.T) {
 						s.conns.Wait()
 					}
 				}
-				l := graceful.NewListener(below)
+				l := newListener(below)
 				l.IdleGrace, l.Timeout = 50*time.Millisecond, 20*time.Second
 				s.start(l)
 				return func() {
@@ -371,7 +371,7 @@ func TestProxiedIdle(t *testing.T) {
 			c.Close()
 		}
 	}()
-	l := graceful.NewListener(listenTCP(t))
+	l := newListener(listenTCP(t))
 	l.Timeout, l.IdleGrace = 20*time.Second, 20*ms
 	go func() {
 		for {

@@ -94,7 +94,7 @@ func TestListenerQuietWindow(t *testing.T) {
 					t.Error(s.errs)
 				}
 				r := l.Report()
-				if r.Idle != 1 || r.Finished+r.GaveUp+len(r.Killed) != 0 {
+				if r.IdleClosed != 1 || r.Finished+r.IncompleteClosed+len(r.Killed) != 0 {
 					t.Errorf("report: %v", r)
 				}
 			})
@@ -232,7 +232,7 @@ func TestListenerTimeoutNames(t *testing.T) {
 		if diff := cmp.Diff(want, r.Killed); diff != "" {
 			t.Error(diff)
 		}
-		if r.Idle != 1 || r.KillReason != "timeout, 3s after draining began" || log.Len() == 0 {
+		if r.IdleClosed != 1 || r.KillReason != "timeout, 3s after draining began" || log.Len() == 0 {
 			t.Errorf("%v; log %q", r, &log)
 		}
 		half.Close()
@@ -272,7 +272,7 @@ func TestListenerDelay(t *testing.T) {
 		l.ShutdownDelay = 3 * time.Second
 		s := (&lineServer{}).start(l)
 		stopped := beginShut(t, l)
-		<-l.Draining()
+		<-l.ShutdownBegun()
 		time.Sleep(2 * time.Second)
 		if l.Phase() != graceful.PhaseDelaying {
 			t.Error(l.Phase())
@@ -341,7 +341,7 @@ func TestListenerClose(t *testing.T) {
 		}
 		c.hear(t, "ok wait 3s")
 		wantTime(t, "the connection's end", c.end(t), 3*time.Second)
-		<-l.Done()
+		<-l.StopChan()
 		wantTime(t, "the shutdown's", time.Since(s.began), 3*time.Second)
 		if r := l.Report(); r.Reason != "Close" || r.Phase != graceful.PhaseStopped {
 			t.Errorf("report: %v", r)
@@ -385,7 +385,7 @@ func TestListenerUnused(t *testing.T) {
 				} else {
 					wantTime(t, "Shutdown", shutListener(t, l), 500*time.Millisecond)
 				}
-				<-l.Done()
+				<-l.StopChan()
 				if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
 					t.Error(err)
 				}
@@ -444,14 +444,14 @@ func TestListenerNoAccept(t *testing.T) {
 }
 
 func TestListenerLimit(t *testing.T) {
-	for _, limit := range []string{"Limit", "LimitListener"} {
+	for _, limit := range []string{"ListenLimit", "LimitListener"} {
 		t.Run(limit, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				ql, l := newQueued()
-				if limit == "Limit" {
-					l.Limit = 2
+				if limit == "ListenLimit" {
+					l.ListenLimit = 2
 				} else {
-					l = graceful.NewListener(graceful.LimitListener(ql, 2))
+					l = newListener(graceful.LimitListener(ql, 2))
 				}
 				s := (&lineServer{}).start(l)
 				a, b, c := newLineClient(ql.dialPipe()), newLineClient(ql.dialPipe()), newLineClient(ql.dialPipe())
@@ -484,7 +484,7 @@ func TestListenerFields(t *testing.T) {
 	}{
 		{func(l *graceful.Listener) { l.Timeout = -1 }, "graceful: Listener.Timeout is negative: -1ns"},
 		{func(l *graceful.Listener) { l.ShutdownDelay = -time.Second }, "graceful: Listener.ShutdownDelay is negative: -1s"},
-		{func(l *graceful.Listener) { l.Limit = -2 }, "graceful: Listener.Limit is negative: -2"},
+		{func(l *graceful.Listener) { l.ListenLimit = -2 }, "graceful: Listener.ListenLimit is negative: -2"},
 	} {
 		for _, end := range []string{"Close", "Shutdown"} {
 			ql, l := newQueued()
@@ -499,7 +499,7 @@ func TestListenerFields(t *testing.T) {
 			} else {
 				shutListener(t, l)
 			}
-			<-l.Done()
+			<-l.StopChan()
 			if ql.Close() == nil {
 				t.Errorf("%s left the listener open: %s", end, tc.want)
 			}
@@ -733,7 +733,7 @@ func TestListenerOnDrainIsNoAnswer(t *testing.T) {
 func TestListenerInGroup(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ql, l := newQueued()
-		l.HandleSignals, l.ShutdownDelay, l.Timeout = true, time.Hour, time.Hour
+		l.NoSignalHandling, l.ShutdownDelay, l.Timeout = false, time.Hour, time.Hour
 		s := &lineServer{}
 		g := &graceful.Group{Timeout: 20 * time.Second, ShutdownDelay: time.Second, NoSignalHandling: true}
 		g.Add("lines", l, func() error {
@@ -752,7 +752,7 @@ func TestListenerInGroup(t *testing.T) {
 			t.Error("not ready")
 		}
 		cancel()
-		<-l.Draining()
+		<-l.ShutdownBegun()
 		if g.Ready() {
 			t.Error("ready")
 		}
@@ -772,7 +772,7 @@ func TestListenerInGroup(t *testing.T) {
 
 func TestListenerNeedsServeInGroup(t *testing.T) {
 	g := &graceful.Group{NoSignalHandling: true}
-	g.Add("lines", graceful.NewListener(newVirtSocket()))
+	g.Add("lines", newListener(newVirtSocket()))
 	if _, err := g.Start(context.Background()); err == nil {
 		t.Error("a Listener served by itself")
 	}

@@ -117,21 +117,36 @@ type Report struct {
 	Start Stats
 
 	// How many connections were accepted, and ended, since draining began.
-	Late     int // accepted: from the accept queue, or connected just then
-	Finished int // closed after their last response, or by the client
-	Idle     int // closed when nothing had come for IdleGrace
-	GaveUp   int // closed because the rest of a request did not come
-	Left     int // hijacked connections that were not waited for
+	AcceptedLate     int // accepted: from the accept queue, or connected just then
+	Finished         int // closed after their last response, or by the client
+	IdleClosed       int // closed when nothing had come for IdleGrace
+	IncompleteClosed int // closed because the rest of a request did not come
+	HijackedLeft     int // hijacked connections that were not waited for
 
 	// Killed lists the connections that were closed while the shutdown still
 	// waited for them.
 	Killed []KilledConn
 
-	// HTTP2 says by what GOAWAY frames HTTP/2 clients were told to leave, and
-	// why if it was not in two steps. It is empty if there was no such client, and
-	// for a Listener.
-	HTTP2 string
+	// HTTP2 says how HTTP/2 clients were told to leave.
+	HTTP2 HTTP2Farewell
 }
+
+// HTTP2Farewell says how a server told its HTTP/2 clients to leave.
+type HTTP2Farewell string
+
+const (
+	// HTTP2None: there was no HTTP/2 client to tell, or the server is a Listener.
+	HTTP2None HTTP2Farewell = ""
+
+	// HTTP2TwoSteps: each HTTP/2 connection got two GOAWAY frames, as RFC 9113,
+	// section 6.8, recommends, so that no stream is lost.
+	HTTP2TwoSteps HTTP2Farewell = "GOAWAY in two steps"
+
+	// HTTP2Program: the program serves HTTP/2 by an implementation of its own
+	// (http.Server.TLSNextProto), whose frames this package does not see. What it
+	// sends is up to that implementation.
+	HTTP2Program HTTP2Farewell = "GOAWAY left to the program's own HTTP/2 implementation"
+)
 
 // A KilledConn is a connection that was closed because the time for the shutdown
 // was over.
@@ -180,7 +195,7 @@ func (r Report) String() string {
 			r.Start.HTTP2, r.Start.Streams, r.HTTP2)
 	}
 	fmt.Fprintf(&b, "  then: %d accepted late, %d finished, %d idle closed, %d incomplete given up, %d hijacked left open, %d killed",
-		r.Late, r.Finished, r.Idle, r.GaveUp, r.Left, len(r.Killed))
+		r.AcceptedLate, r.Finished, r.IdleClosed, r.IncompleteClosed, r.HijackedLeft, len(r.Killed))
 	for _, k := range r.Killed {
 		fmt.Fprintf(&b, "\n  killed %s", k)
 	}

@@ -60,7 +60,7 @@ func TestReport(t *testing.T) {
 		want.Phase, want.Delay, want.Drain = graceful.PhaseDraining, 2*time.Second, 3200*ms
 		want.Start = stats
 		want.Start.Phase = graceful.PhaseDraining
-		want.Left, want.Idle, want.Finished = 1, 2, 1 // as of the last tick
+		want.HijackedLeft, want.IdleClosed, want.Finished = 1, 2, 1 // as of the last tick
 		if diff := cmp.Diff(want, s.Report()); diff != "" {
 			t.Errorf("while draining (-want +got):\n%s", diff)
 		}

@@ -351,7 +351,7 @@ func TestHalfHandshake(t *testing.T) {
 					if !c.expect("ok").close {
 						t.Errorf("flight %d cut at %d: the response does not say close", flight, cut)
 					}
-					if got := s.end(); got != 4*time.Second || s.Report().GaveUp > 0 {
+					if got := s.end(); got != 4*time.Second || s.Report().IncompleteClosed > 0 {
 						t.Errorf("flight %d cut at %d, a TLS listener %v: over after %v\n%v", flight, cut, beside, got, s.Report())
 					}
 				})

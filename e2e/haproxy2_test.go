@@ -118,7 +118,7 @@ func rollHTTP2(t *testing.T, delay time.Duration, successor bool) (conns, stream
 		}
 		r := old.Report()
 		// With a delay HAProxy has often closed all its connections by then.
-		if r.HTTP2 != "GOAWAY in two steps" && r.Start.HTTP2 > 0 || len(r.Killed) > 0 {
+		if r.HTTP2 != graceful.HTTP2TwoSteps && r.Start.HTTP2 > 0 || len(r.Killed) > 0 {
 			t.Errorf("stop %d: %q, %v", i, r.HTTP2, r)
 		}
 		conns += r.Start.HTTP2

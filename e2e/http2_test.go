@@ -102,7 +102,7 @@ func TestH2load(t *testing.T) {
 		if n := int(served.Load()); succeeded != n {
 			t.Errorf("stop %d: %d requests reached a handler, %d were answered", i, n, succeeded)
 		}
-		if r := srv.Report(); r.HTTP2 != "GOAWAY in two steps" || r.Start.HTTP2 != 4 {
+		if r := srv.Report(); r.HTTP2 != graceful.HTTP2TwoSteps || r.Start.HTTP2 != 4 {
 			t.Errorf("%q, %v", r.HTTP2, r)
 		}
 	}

@@ -10,7 +10,11 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/seed-121bbccf/graceful"
@@ -82,6 +86,86 @@ func TestGRPCServeHTTP(t *testing.T) {
 		s.addr = srv.Addrs()[0].String()
 		return s
 	}, grpcClient).wantNoLoss()
+}
+
+// A withContext is a stream with another context.
+type withContext struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+func (s *withContext) Context() context.Context { return s.ctx }
+
+// TestGRPCHealthWatch: gRPC's health service says NOT_SERVING when the shutdown
+// begins. Its Watch has no end of its own and would hold the stop to its budget: an
+// interceptor ends it when draining begins.
+func TestGRPCHealthWatch(t *testing.T) {
+	const delay = 300 * time.Millisecond
+	g := newGroup()
+	g.Timeout, g.ShutdownDelay = time.Minute, delay
+	check := health.NewServer()
+	s := grpc.NewServer(grpc.StreamInterceptor(
+		func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+			if info.FullMethod != healthpb.Health_Watch_FullMethodName {
+				return next(srv, ss)
+			}
+			ctx, cancel := context.WithCancel(ss.Context())
+			defer cancel()
+			go func() {
+				select {
+				case <-g.Draining():
+					cancel()
+				case <-ctx.Done():
+				}
+			}()
+			return next(srv, &withContext{ss, ctx})
+		}))
+	healthpb.RegisterHealthServer(s, check)
+	g.Go("health", func(ctx context.Context) error {
+		<-graceful.ShutdownBegun(ctx)
+		check.Shutdown()
+		return nil
+	})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.Server("grpc", func() error { return s.Serve(l) }, graceful.StopThenKill(s.GracefulStop, s.Stop))
+	if _, err := g.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	cc, err := grpc.NewClient("passthrough:///"+l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cc.Close()
+	watch, err := healthpb.NewHealthClient(cc).Watch(t.Context(), new(healthpb.HealthCheckRequest))
+	if err != nil {
+		t.Fatal(err)
+	}
+	expect := func(want healthpb.HealthCheckResponse_ServingStatus) {
+		t.Helper()
+		if m, err := watch.Recv(); err != nil || m.Status != want {
+			t.Fatalf("Recv: %v, %v, want %v", m, err, want)
+		}
+	}
+	expect(healthpb.HealthCheckResponse_SERVING)
+	began := time.Now()
+	g.Stop("test")
+	expect(healthpb.HealthCheckResponse_NOT_SERVING)
+	if _, err := watch.Recv(); status.Code(err) != codes.Canceled {
+		t.Errorf("the stream's end: %v", err)
+	}
+	if took := time.Since(began); took < delay {
+		t.Errorf("the stream ended after %v, during the delay", took)
+	}
+	if err := g.Wait(); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(began); took > 20*time.Second {
+		t.Errorf("the stop took %v", took)
+	}
 }
 
 // TestGRPCStoppedEarly: a group that is stopped while its gRPC server starts has

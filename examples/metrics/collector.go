@@ -74,9 +74,9 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 		gauge(shutdown, r.Drain.Seconds(), name, "drain")
 		gauge(shutdown, r.Kill.Seconds(), name, "kill")
 		gauge(ended, float64(r.Finished), name, "finished")
-		gauge(ended, float64(r.Idle), name, "idle_closed")
-		gauge(ended, float64(r.GaveUp), name, "given_up")
-		gauge(ended, float64(r.Left), name, "hijacked_left")
+		gauge(ended, float64(r.IdleClosed), name, "idle_closed")
+		gauge(ended, float64(r.IncompleteClosed), name, "given_up")
+		gauge(ended, float64(r.HijackedLeft), name, "hijacked_left")
 		gauge(ended, float64(len(r.Killed)), name, "killed")
 		lost := 0
 		for _, k := range r.Killed {

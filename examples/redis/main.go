@@ -47,7 +47,6 @@ func run(s *server, addr string, timeout, delay time.Duration) error {
 	l := graceful.NewListener(below)
 	l.Timeout = timeout
 	l.ShutdownDelay = delay
-	l.HandleSignals = true
 	l.Logger = log.New(os.Stderr, "", 0)
 	log.Printf("listening on %s", l.Addr())
 
