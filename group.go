@@ -42,15 +42,18 @@ func (e *PanicError) Unwrap() error {
 //
 // The shutdown begins with the first SIGINT or SIGTERM, when the context given
 // to Start or Run ends, by Shutdown or Stop, when a server ends, when a worker
-// returns an error, and when all workers have returned and there is no server.
+// returns an error, and when all workers have returned and there is no server, or
+// only such that stop last.
 // Its steps are:
 //
-//  1. The group is unready, and so is every server added by Add.
+//  1. The group is unready, and so is every server added by Add that does not stop
+//     last.
 //  2. ShutdownDelay passes, if a server still serves.
-//  3. All servers drain at the same time.
+//  3. All servers drain at the same time, but for those that stop last.
 //  4. The contexts of the workers are cancelled, and the workers return.
 //  5. The functions given to Defer run, last in first out, one at a time.
-//  6. Run returns the errors.
+//  6. The servers named by StopLast drain.
+//  7. Run returns the errors.
 //
 // Timeout is the budget for all steps. A step that is done early leaves its time
 // to the next steps. If a step uses up its time, the contexts of its functions
@@ -84,8 +87,9 @@ type Group struct {
 	WorkerReserve time.Duration
 
 	// CleanupReserve is the part of Timeout that servers and workers cannot use
-	// up. It is reserved only if functions were given to Defer. Each of these has
-	// an equal part of the time that is left, and leaves to the next what it does
+	// up. It is reserved only if functions were given to Defer or servers stop
+	// last. Each of the functions, and the servers that stop last together, have
+	// an equal part of the time that is left, and leave to the next what they do
 	// not need. 0 and negative values mean the same as for WorkerReserve.
 	CleanupReserve time.Duration
 
@@ -180,6 +184,38 @@ func (g *Group) Add(name string, m GroupMember, serve ...func() error) {
 	}
 	m.joinGroup()
 	g.addServer(&groupTask{kind: "server", name: name, member: m, serve: serve, shutdown: m.Shutdown})
+}
+
+// StopLast makes the servers with these names, which Server or Add has added, start
+// before all others and stop when workers and cleanup have ended. They serve as usual
+// until then: during the shutdown metrics are still scraped, profiles taken and probes
+// answered. For probes use the group's ReadyHandler, or that of a server that does
+// not stop last, because those that do are ready until they stop. A negative
+// IdleGrace spares such a server the wait for its clients' kept connections.
+//
+//	g.Add("metrics", metrics)
+//	g.StopLast("metrics")
+//
+// Servers that stop last do not keep a group running whose workers have all
+// returned. StopLast panics if no server has one of the names, or the group has been
+// started.
+func (g *Group) StopLast(names ...string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.state != groupNew {
+		panic("graceful: Group.StopLast after Start")
+	}
+	for _, name := range names {
+		found := false
+		for _, t := range g.servers {
+			if t.name == name {
+				t.last, found = true, true
+			}
+		}
+		if !found {
+			panic(fmt.Sprintf("graceful: Group.StopLast: no server has the name %q", name))
+		}
+	}
 }
 
 // Go adds a worker. fn's context is cancelled when all servers have drained, so

@@ -449,15 +449,23 @@ func TestGroupMisuse(t *testing.T) {
 	g := &graceful.Group{NoSignalHandling: true}
 	ok := func(context.Context) error { return nil }
 	for name, f := range map[string]func(){
-		"nil serve":    func() { g.Server("x", nil, ok) },
-		"nil shutdown": func() { g.Server("x", func() error { return nil }, nil) },
-		"nil worker":   func() { g.Go("x", nil) },
-		"nil cleanup":  func() { g.Defer("x", nil) },
-		"nil member":   func() { g.Add("x", nil) },
+		"nil serve":                   func() { g.Server("x", nil, ok) },
+		"nil shutdown":                func() { g.Server("x", func() error { return nil }, nil) },
+		"nil worker":                  func() { g.Go("x", nil) },
+		"nil cleanup":                 func() { g.Defer("x", nil) },
+		"nil member":                  func() { g.Add("x", nil) },
+		"no such server to stop last": func() { g.StopLast("y") },
 		"server after Start": func() {
 			g.Start(t.Context())
 			defer g.Shutdown(t.Context())
 			g.Server("x", func() error { return nil }, ok)
+		},
+		"StopLast after Start": func() {
+			g := &graceful.Group{NoSignalHandling: true}
+			g.Server("x", func() error { return nil }, ok)
+			g.Start(t.Context())
+			defer g.Shutdown(t.Context())
+			g.StopLast("x")
 		},
 	} {
 		func() {

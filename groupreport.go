@@ -17,7 +17,7 @@ type GroupReport struct {
 	Timeout time.Duration // the budget: the group's Timeout; 0 means none
 	Killed  bool          // whether a kill cut it short
 	Over    bool          // whether the report is final
-	Entries []GroupEntry  // servers, workers, cleanup, in the order in which they are shut down
+	Entries []GroupEntry  // servers, workers, cleanup, servers that stop last: the order in which they are shut down
 }
 
 // GroupEntry describes the shutdown of one server, worker or cleanup function.
@@ -214,7 +214,8 @@ func (g *Group) errorsLocked() error {
 func (g *Group) tasksLocked() []*groupTask {
 	cleanups := slices.Clone(g.cleanups)
 	slices.Reverse(cleanups)
-	return slices.Concat(g.servers, g.workers, cleanups)
+	servers, last := g.split()
+	return slices.Concat(servers, g.workers, cleanups, last)
 }
 
 // names returns the names of the tasks that are not over.

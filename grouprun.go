@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// Start starts the servers in the order in which they were added, then the
-// workers, and returns. The shutdown begins when ctx ends, or for another of the
+// Start starts the servers in the order in which they were added, those that stop
+// last before the others, then the workers, and returns. The shutdown begins when ctx ends, or for another of the
 // reasons that Group lists. stopped is closed when it is over; Wait then returns
 // the errors. The contexts of workers and cleanup functions have the values of
 // ctx, but not its end and its deadline. If ctx has ended already, only the
@@ -61,7 +61,8 @@ func (g *Group) Start(ctx context.Context) (stopped <-chan struct{}, err error) 
 	}
 
 	failed := false
-	for _, t := range g.servers {
+	ending, last := g.split()
+	for _, t := range slices.Concat(last, ending) {
 		if g.isBegun() { // stopped before Start, or while starting
 			break
 		}
@@ -264,7 +265,8 @@ func (g *Group) startWorkerLocked(t *groupTask) {
 func (g *Group) run(release func()) {
 	<-g.begun
 	g.logf("shutdown initiated: %s", g.reason)
-	for _, t := range g.servers {
+	servers, last := g.split()
+	for _, t := range servers {
 		// t.started is read without the lock, since no server is started after run
 		// has begun. A server that was not started does not get a Shutdown either.
 		if t.member != nil && t.started {
@@ -274,9 +276,10 @@ func (g *Group) run(release func()) {
 	g.delay()
 	close(g.draining)
 	g.releaseOthers()
-	g.drainServers()
+	g.stopServers(servers, g.newStep(g.reserveNow("worker")+g.reserveNow("cleanup"), 0, true))
 	g.endWorkers()
 	g.cleanUp()
+	g.stopServers(last, g.newStep(0, g.reserve(g.CleanupReserve), false))
 
 	release()
 	g.cutWork(ErrLeftBehind)
@@ -293,7 +296,7 @@ func (g *Group) run(release func()) {
 // delay waits for ShutdownDelay, if a server still serves.
 func (g *Group) delay() {
 	g.mu.Lock()
-	serving := slices.ContainsFunc(g.servers, func(t *groupTask) bool { return t.parts > 0 })
+	serving := slices.ContainsFunc(g.servers, func(t *groupTask) bool { return t.parts > 0 && !t.last })
 	g.mu.Unlock()
 	if g.ShutdownDelay <= 0 || !serving {
 		return
@@ -307,16 +310,16 @@ func (g *Group) delay() {
 	}
 }
 
-func (g *Group) drainServers() {
-	s := g.newStep(g.reserveNow("worker")+g.reserveNow("cleanup"), 0, true)
-	ctx, tell, cancel := s.context()
-	defer cancel()
+// stopServers shuts those of the servers down that were started, in the step s.
+func (g *Group) stopServers(servers []*groupTask, s groupStep) {
 	g.mu.Lock()
-	tasks := slices.DeleteFunc(slices.Clone(g.servers), func(t *groupTask) bool { return !t.started })
+	tasks := slices.DeleteFunc(slices.Clone(servers), func(t *groupTask) bool { return !t.started })
 	g.mu.Unlock()
 	if len(tasks) == 0 {
 		return
 	}
+	ctx, tell, cancel := s.context()
+	defer cancel()
 	g.logf("draining %d servers, %s", len(tasks), s.left())
 	g.mu.Lock()
 	for _, t := range tasks {
@@ -357,8 +360,12 @@ func (g *Group) cleanUp() {
 	tasks := slices.Clone(g.cleanups)
 	g.mu.Unlock()
 	slices.Reverse(tasks)
+	parts := len(tasks)
+	if _, last := g.split(); len(last) > 0 {
+		parts++
+	}
 	for i, t := range tasks {
-		todo := time.Duration(len(tasks) - i)
+		todo := time.Duration(parts - i)
 		s := g.newStep(0, g.reserve(g.CleanupReserve)/todo, false)
 		if !s.leave.IsZero() {
 			s.leave = s.start.Add(s.leave.Sub(s.start) / todo)
@@ -374,10 +381,25 @@ func (g *Group) cleanUp() {
 	}
 }
 
-// lastLocked begins the shutdown if the group has no servers and all workers have
-// returned.
+// split returns the servers that drain together, and those that stop last. It must
+// be called once the group has been started, when both are constant.
+func (g *Group) split() (servers, last []*groupTask) {
+	for _, t := range g.servers {
+		if t.last {
+			last = append(last, t)
+		} else {
+			servers = append(servers, t)
+		}
+	}
+	return servers, last
+}
+
+// lastLocked begins the shutdown if the group has no servers, but for those that stop
+// last, and all workers have returned. A group of servers that stop last alone goes
+// on.
 func (g *Group) lastLocked() {
-	if g.state != groupRunning || len(g.servers) > 0 {
+	servers, last := g.split()
+	if g.state != groupRunning || len(servers) > 0 || len(g.workers) == 0 && len(last) > 0 {
 		return
 	}
 	for _, t := range g.workers {
@@ -436,7 +458,7 @@ func (g *Group) reserveNow(kind string) time.Duration {
 	switch {
 	case kind == "worker" && slices.ContainsFunc(g.workers, func(t *groupTask) bool { return t.parts > 0 }):
 		return g.reserve(g.WorkerReserve)
-	case kind == "cleanup" && len(g.cleanups) > 0:
+	case kind == "cleanup" && (len(g.cleanups) > 0 || slices.ContainsFunc(g.servers, func(t *groupTask) bool { return t.last && t.started })):
 		return g.reserve(g.CleanupReserve)
 	}
 	return 0
@@ -604,6 +626,7 @@ type groupTask struct {
 	serve    []func() error              // for servers
 	shutdown func(context.Context) error // for servers
 	run      func(context.Context) error // for workers and cleanup
+	last     bool                        // a server that stops last
 	over     chan struct{}               // closed when all functions have returned
 
 	// Guarded by g.mu.

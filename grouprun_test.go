@@ -203,6 +203,120 @@ func TestGroupDraining(t *testing.T) {
 	})
 }
 
+// TestGroupStopLast: servers that stop last start before the others, serve through all
+// steps, and have a part of the cleanup's reserve.
+func TestGroupStopLast(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newGroupScript()
+		g := &graceful.Group{Timeout: 20 * time.Second, CleanupReserve: 4 * time.Second, ShutdownDelay: time.Second, NoSignalHandling: true}
+		s.server(g, "web", 2*time.Second)
+		s.server(g, "metrics", groupForever)
+		s.server(g, "pprof", time.Second)
+		s.worker(g, "mail", 3*time.Second)
+		s.cleanup(g, "db", groupForever)
+		s.cleanup(g, "cache", time.Second)
+		g.StopLast("metrics", "pprof")
+		ctx, cancel := context.WithCancel(t.Context())
+		stopped, err := g.Start(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		cancel()
+		<-stopped
+		if err := g.Wait(); err == nil || !strings.Contains(err.Error(), "db: ") || !strings.Contains(err.Error(), "metrics: ") {
+			t.Error(err)
+		}
+		// From the 7th second, in which workers have ended, 14 s are left. The cache
+		// takes one of its third, and db half of the rest.
+		want := []string{"server web done 2", "worker mail done 3", "cleanup cache done 1", "cleanup db cut 6.25", "server metrics cut 6.5", "server pprof done 1"}
+		if diff := cmp.Diff(want, groupOutcomes(g.Report())); diff != "" {
+			t.Error(diff)
+		}
+		s.mu.Lock()
+		lines := slices.DeleteFunc(slices.Clone(s.lines), func(l string) bool { return strings.HasSuffix(l, "serves") })
+		s.mu.Unlock()
+		wantLines := []string{"2 web drains", "4 web done", "4 mail finishes", "7 mail done",
+			"7 cache begins", "8 cache done", "8 db begins", "14.25 db cut",
+			"14.25 metrics drains", "14.25 pprof drains", "15.25 pprof done", "20.75 metrics cut"}
+		slices.Sort(lines[8:10])
+		if diff := cmp.Diff(wantLines, lines); diff != "" {
+			t.Error(diff)
+		}
+	})
+}
+
+// TestGroupStopLastStarts: a server that stops last is the first to be started.
+func TestGroupStopLastStarts(t *testing.T) {
+	g := &graceful.Group{NoSignalHandling: true}
+	for _, name := range []string{"web", "metrics"} {
+		g.Add(name, &graceful.Server{Server: &http.Server{Addr: "127.0.0.1:99999"}})
+	}
+	g.StopLast("metrics")
+	_, err := g.Start(t.Context())
+	var outcomes []string
+	for _, e := range g.Report().Entries {
+		outcomes = append(outcomes, fmt.Sprintf("%s %s", e.Name, e.Outcome))
+	}
+	if want := []string{"web not started", "metrics failed"}; !slices.Equal(outcomes, want) || err == nil {
+		t.Errorf("%q, %v", outcomes, err)
+	}
+}
+
+// TestGroupStopLastAlone: servers that stop last do not keep a group going whose
+// workers have returned, but one without workers.
+func TestGroupStopLastAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, workers := range []int{0, 2} {
+			s := newGroupScript()
+			g := &graceful.Group{NoSignalHandling: true}
+			s.server(g, "metrics", 0)
+			g.StopLast("metrics")
+			for range workers {
+				g.Go("job", func(context.Context) error { time.Sleep(time.Minute); return nil })
+			}
+			began := time.Now()
+			ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+			if err := g.Run(ctx); err != nil {
+				t.Error(err)
+			}
+			cancel()
+			want := time.Hour
+			if workers > 0 {
+				want = time.Minute
+			}
+			if took := time.Since(began); took != want {
+				t.Errorf("%d workers: the group took %v, want %v", workers, took, want)
+			}
+		}
+	})
+}
+
+// TestGroupStopLastKill: a kill leaves the servers that stop last the time that it
+// leaves the cleanup.
+func TestGroupStopLastKill(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newGroupScript()
+		g := &graceful.Group{CleanupReserve: 2 * time.Second, NoSignalHandling: true}
+		s.server(g, "web", groupForever)
+		s.server(g, "metrics", groupForever)
+		s.cleanup(g, "db", time.Second)
+		g.StopLast("metrics")
+		if _, err := g.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		g.Shutdown(ctx)
+		g.Wait()
+		// db would have half of the reserve, and keeps within it but for the notice.
+		want := []string{"server web cut 0", "cleanup db cut 0.9", "server metrics cut 1.8"}
+		if diff := cmp.Diff(want, groupOutcomes(g.Report())); diff != "" {
+			t.Error(diff)
+		}
+	})
+}
+
 // TestGroupFailure: a part that fails by itself begins the shutdown, and its error
 // comes first.
 func TestGroupFailure(t *testing.T) {

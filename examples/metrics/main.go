@@ -10,11 +10,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"expvar"
 	"flag"
 	"fmt"
 	"log"
-	"net"
 	"net/http"
 	"os"
 	"sync"
@@ -31,18 +31,18 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	log.Printf("http://%s answers, http://%s/metrics observes", p.srv.Addrs()[0], p.observer.Addr())
-	p.wait()
+	log.Printf("http://%s answers, http://%s/metrics observes", p.srv.Addrs()[0], p.observer.Addrs()[0])
+	if err := p.group.Wait(); err != nil {
+		log.Fatal(err)
+	}
 }
 
 // A program is a server that is observed.
 type program struct {
-	srv       *graceful.Server
-	stopped   <-chan struct{} // closed when srv's shutdown is over
-	observer  net.Listener
-	observing *http.Server
-	scrapes   *scrapes
-	last      time.Duration // how long the last scrape is waited for
+	group    *graceful.Group
+	srv      *graceful.Server
+	observer *graceful.Server
+	scrapes  *scrapes
 }
 
 func start(args []string) (*program, error) {
@@ -57,12 +57,12 @@ func start(args []string) (*program, error) {
 
 	inFlight := new(graceful.InFlight)
 	p := &program{
+		group: &graceful.Group{Logger: log.Default()},
 		srv: &graceful.Server{
 			Server:  &http.Server{Addr: *addr, Handler: inFlight.Handler(http.HandlerFunc(work))},
 			Timeout: *timeout,
 			Logger:  log.Default(),
 		},
-		last: *last,
 	}
 
 	registry := prometheus.NewRegistry()
@@ -74,34 +74,23 @@ func start(args []string) (*program, error) {
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", p.scrapes)
 	mux.Handle("/debug/vars", variables(p.srv))
+	p.observer = &graceful.Server{
+		Server:    &http.Server{Addr: *observe, Handler: mux},
+		IdleGrace: -1, // Prometheus keeps its connection and scrapes again
+	}
 
-	// The observer is bound first and closed last. A plain http.Server is enough:
-	// its one client, Prometheus, scrapes again.
-	var err error
-	if p.observer, err = net.Listen("tcp", *observe); err != nil {
+	p.group.Add("web", p.srv)
+	p.group.Add("metrics", p.observer)
+	p.group.StopLast("metrics")
+	p.group.Defer("last scrape", func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, *last)
+		defer cancel()
+		return p.scrapes.lastOne(ctx)
+	})
+	if _, err := p.group.Start(context.Background()); err != nil {
 		return nil, err
 	}
-	p.observing = &http.Server{Handler: mux}
-	if p.stopped, err = p.srv.Start(context.Background()); err != nil {
-		p.observer.Close()
-		return nil, err
-	}
-	go p.observing.Serve(p.observer) // returns http.ErrServerClosed
 	return p, nil
-}
-
-// wait returns when the server has stopped and that has been scraped.
-func (p *program) wait() {
-	<-p.stopped
-	p.scrapes.lastOne()
-	select {
-	case <-p.scrapes.final:
-	case <-time.After(p.last):
-		log.Printf("the last scrape did not come within %v", p.last)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	p.observing.Shutdown(ctx) // the last scrape's answer is waited for
 }
 
 // scrapes notices the first scrape of the final values.
@@ -114,10 +103,17 @@ type scrapes struct {
 	seen   bool
 }
 
-func (s *scrapes) lastOne() {
+// lastOne waits for a scrape of what is final now.
+func (s *scrapes) lastOne(ctx context.Context) error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.ending = true
+	s.mu.Unlock()
+	select {
+	case <-s.final:
+		return nil
+	case <-ctx.Done():
+		return errors.New("the last scrape did not come in time")
+	}
 }
 
 func (s *scrapes) ServeHTTP(w http.ResponseWriter, r *http.Request) {

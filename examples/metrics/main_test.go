@@ -22,14 +22,15 @@ func run(t *testing.T, args ...string) *program {
 	}
 	t.Cleanup(func() {
 		p.srv.Close()
-		p.observing.Close()
+		p.observer.Close()
+		p.group.Wait()
 	})
 	return p
 }
 
 func (p *program) get(t *testing.T, path string) string {
 	t.Helper()
-	resp, err := http.Get("http://" + p.observer.Addr().String() + path)
+	resp, err := http.Get("http://" + p.observer.Addrs()[0].String() + path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,12 +78,11 @@ func TestScrapedUntilTheEnd(t *testing.T) {
 		}
 	}()
 	p.awaits(t, `graceful_connections{server="web",state="active"} 1`, `graceful_requests_in_flight{kind="short"} 1`)
-	p.srv.Stop(300 * time.Millisecond)
+	p.group.Stop("test")
 	p.awaits(t, `graceful_phase{phase="serving",server="web"} 0`)
-	<-p.stopped
 	over := make(chan struct{})
 	go func() {
-		p.wait()
+		p.group.Wait()
 		close(over)
 	}()
 	p.awaits(t,
@@ -102,21 +102,23 @@ func TestScrapedUntilTheEnd(t *testing.T) {
 			return
 		default:
 		}
-		if resp, err := http.Get("http://" + p.observer.Addr().String() + "/metrics"); err == nil {
+		if resp, err := http.Get("http://" + p.observer.Addrs()[0].String() + "/metrics"); err == nil {
 			resp.Body.Close()
 		}
 	}
 }
 
-// Without a scrape the process ends as well.
+// Without a scrape the process ends as well, and says so.
 func TestNoLastScrape(t *testing.T) {
 	p := run(t, "-last-scrape", "10ms")
-	p.srv.Stop(0)
-	p.wait()
+	p.group.Stop("test")
+	if err := p.group.Wait(); err == nil || !strings.Contains(err.Error(), "last scrape") {
+		t.Error(err)
+	}
 }
 
 func TestExpvar(t *testing.T) {
-	p := run(t)
+	p := run(t, "-last-scrape", "1ms")
 	var vars struct {
 		Stats  graceful.Stats
 		Report graceful.Report
@@ -131,11 +133,16 @@ func TestExpvar(t *testing.T) {
 
 // Prometheus' own rules for names and help, and that no metric is told twice.
 func TestLint(t *testing.T) {
-	p := run(t)
-	l := graceful.NewListener(p.observer)
+	p := run(t, "-last-scrape", "1ms")
+	below, err := graceful.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := graceful.NewListener(below)
+	defer l.Close()
 	c := &Collector{Servers: map[string]Server{"web": p.srv, "redis": l}, InFlight: new(graceful.InFlight)}
 	p.srv.Stop(0)
-	<-p.stopped
+	<-p.srv.StopChan()
 	registry := prometheus.NewPedanticRegistry()
 	registry.MustRegister(c)
 	if _, err := registry.Gather(); err != nil {
