@@ -49,23 +49,32 @@ func BenchmarkIdleConn(b *testing.B) {
 // in memory, and measures until the stop and Serve have returned. In a linear
 // drain the time per connection does not depend on their number. net/http's,
 // and with it ory's, returns when it has closed the connections; the others
-// wait until their goroutines are done with them.
+// wait until their goroutines are done with them. gone-ns/conn compares what is
+// the same for all: it counts until those goroutines have ended.
 func BenchmarkDrainIdle(b *testing.B) {
 	for _, n := range []int{1_000, 10_000, 50_000} {
 		b.Run(fmt.Sprintf("conns=%d", n), func(b *testing.B) {
 			each(b, stoppers, func(b *testing.B, c contender) {
-				var t stopwatch
+				var t, gone stopwatch
 				for b.Loop() {
+					// A few are the server's own, and tylerb leaves some.
+					goroutines := runtime.NumGoroutine() + 20
 					srv := c.serve(b, newMemListener(), hello, nil)
 					clients := idleConns(b, srv, n)
 					runtime.GC() // and by its end all are idle
 					t.start()
+					gone.start()
 					srv.stop()
 					t.stop()
+					for runtime.NumGoroutine() > goroutines {
+						time.Sleep(20 * time.Microsecond)
+					}
+					gone.stop()
 					runtime.KeepAlive(clients)
 				}
 				t.report(b)
 				b.ReportMetric(float64(t.sum)/float64(b.N)/float64(n), "ns/conn")
+				b.ReportMetric(float64(gone.sum)/float64(b.N)/float64(n), "gone-ns/conn")
 			})
 		})
 	}
