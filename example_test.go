@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -208,6 +209,35 @@ func ExampleReport() {
 	// began by: Shutdown
 	// in progress then: 1
 	// killed: [GET "/reports?year=2025"]
+}
+
+// The log of a shutdown with attributes, and its report in one hook.
+func ExampleServer_slog() {
+	handler := slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{
+		ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+			switch a.Key {
+			case slog.TimeKey, "listener", "delay", "drain", "kill":
+				return slog.Attr{} // they vary
+			}
+			return a
+		},
+	})
+	srv := &graceful.Server{
+		Server: &http.Server{Addr: "127.0.0.1:0"},
+		Slog:   slog.New(handler),
+		OnReport: func(r graceful.Report) {
+			fmt.Println("connections killed:", len(r.Killed))
+		},
+	}
+	if _, err := srv.Start(context.Background()); err != nil {
+		log.Fatal(err)
+	}
+	srv.Shutdown(context.Background())
+	// Unordered output:
+	// level=INFO msg="shutdown begun" reason=Shutdown
+	// level=INFO msg="listener closed"
+	// level=INFO msg="shutdown over" phase=stopped reason=Shutdown start.phase=draining start.in_flight=0 start.idle=0 start.new=0 start.receiving=0 start.hijacked=0 accepted_late=0 finished=0 idle_closed=0 incomplete_closed=0 hijacked_left=0 killed=0
+	// connections killed: 0
 }
 
 // A stream of events has no end of its own. It ends when the server begins to

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -81,12 +82,21 @@ type Server struct {
 	// NoSignalHandling keeps the Server from catching SIGINT and SIGTERM.
 	NoSignalHandling bool
 
-	// Logger is where the shutdown is logged. nil means that it is not. The
-	// package's functions, such as Run, use DefaultLogger.
-	Logger *log.Logger
+	// OnReport is called, if not nil, with the final Report, before the channel of
+	// StopChan is closed and Serve returns, also if nothing was served. It runs on a
+	// goroutine of its own; the shutdown waits for it, but for a second at most.
+	OnReport func(Report)
 
-	// LogFunc is used instead of Logger if it is not nil.
+	// Slog is where the shutdown is logged, in records of one line with attributes.
+	// docs/logging.md lists them. Killed connections are warnings.
+	Slog *slog.Logger
+
+	// LogFunc is used if Slog is nil.
 	LogFunc func(format string, args ...interface{})
+
+	// Logger is used if Slog and LogFunc are nil. If all three are nil, nothing is
+	// logged. The package's functions, such as Run, use DefaultLogger.
+	Logger *log.Logger
 
 	// Interrupted is true once a shutdown has begun, and while BeforeShutdown
 	// runs. Reading it while another goroutine may begin a shutdown is a data race.
@@ -160,7 +170,7 @@ type Server struct {
 func Run(addr string, timeout time.Duration, handler http.Handler) {
 	srv := standard(&http.Server{Addr: addr, Handler: handler}, timeout)
 	if err := srv.ListenAndServe(); err != nil {
-		srv.logf("%v", err)
+		srv.Logger.Print(err)
 		os.Exit(1)
 	}
 }
@@ -601,8 +611,8 @@ func (s *Server) open(l net.Listener, config *tls.Config) (*listener, error) {
 		l.Close()
 		return nil, s.refused(err)
 	}
-	if w := weakness(below); w != "" {
-		s.logf("%s", w)
+	if warning, weak := weakness(below); weak {
+		s.log(warning)
 	}
 	if !s.NoSignalHandling {
 		s.life.catch()

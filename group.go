@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"log/slog"
 	"net/http"
 	"runtime/debug"
 	"slices"
@@ -97,12 +98,22 @@ type Group struct {
 	// be set inside a testing/synctest bubble.
 	NoSignalHandling bool
 
-	// Logger gets a line for every step of the shutdown, and once a second while a
-	// step lasts. nil means no log.
-	Logger *log.Logger
+	// OnReport is called, if not nil, with the final report, when everything else is
+	// over and before Run returns. It runs on a goroutine of its own; the shutdown
+	// waits for it, but for a second at most. A server's own OnReport is called as
+	// well.
+	OnReport func(GroupReport)
 
-	// LogFunc is used instead of Logger if it is not nil.
+	// Slog gets a record for every step of the shutdown, and once a second while a
+	// step lasts. docs/logging.md lists them. What was left behind is a warning.
+	Slog *slog.Logger
+
+	// LogFunc is used if Slog is nil.
 	LogFunc func(format string, args ...any)
+
+	// Logger is used if Slog and LogFunc are nil. If all three are nil, nothing is
+	// logged.
+	Logger *log.Logger
 
 	mu       sync.Mutex // guards what follows, and the fields of every task
 	state    groupState
@@ -248,7 +259,8 @@ func (g *Group) Go(name string, fn func(ctx context.Context) error) {
 		}
 		g.startWorkerLocked(t)
 	default:
-		go g.logf("worker %s was added too late and is not started", t.name)
+		go g.log(event(slog.LevelWarn, "worker added too late", slog.String("name", t.name)).
+			sentence("worker %s was added too late and is not started", t.name))
 	}
 }
 
@@ -268,7 +280,8 @@ func (g *Group) Defer(name string, fn func(ctx context.Context) error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.state >= groupWorkless {
-		go g.logf("cleanup %s was added too late and is not run", t.name)
+		go g.log(event(slog.LevelWarn, "cleanup added too late", slog.String("name", t.name)).
+			sentence("cleanup %s was added too late and is not run", t.name))
 		return
 	}
 	g.cleanups = append(g.cleanups, t)

@@ -1,33 +1,38 @@
 package graceful
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 )
 
-// GroupReport says how a Group's shutdown went, or how it goes.
+// GroupReport says how a Group's shutdown went, or how it goes. In JSON, the names are in
+// lower case, durations are numbers of seconds with names that end in _seconds, errors
+// are their texts, and Began is missing before the shutdown.
 type GroupReport struct {
-	Reason  string        // why it began; "" before
-	Began   time.Time     // when it began
-	Took    time.Duration // until now, or until it was over
-	Timeout time.Duration // the budget: the group's Timeout; 0 means none
-	Killed  bool          // whether a kill cut it short
-	Over    bool          // whether the report is final
-	Entries []GroupEntry  // servers, workers, cleanup, servers that stop last: the order in which they are shut down
+	Reason  string        `json:"reason"`         // why it began; "" before
+	Began   time.Time     `json:"began,omitzero"` // when it began
+	Took    time.Duration `json:"-"`              // until now, or until it was over; took_seconds
+	Timeout time.Duration `json:"-"`              // the budget: the group's Timeout; 0 means none; budget_seconds
+	Killed  bool          `json:"killed"`         // whether a kill cut it short
+	Over    bool          `json:"over"`           // whether the report is final
+	Entries []GroupEntry  `json:"entries"`        // servers, workers, cleanup, servers that stop last: the order in which they are shut down
 }
 
 // GroupEntry describes the shutdown of one server, worker or cleanup function.
 type GroupEntry struct {
-	Kind    string        // "server", "worker" or "cleanup"
-	Name    string        // as it was added
-	Outcome GroupOutcome  // whether it has returned, and how
-	Took    time.Duration // from when it was told to end (a cleanup: to begin); 0 if it ended before
-	Errors  []error       // its errors, without its name
-	Detail  string        // a server's connections and the errors of its serve functions, or the busy workers of a Pool
+	Kind    string        `json:"kind"`    // "server", "worker" or "cleanup"
+	Name    string        `json:"name"`    // as it was added
+	Outcome GroupOutcome  `json:"outcome"` // whether it has returned, and how
+	Took    time.Duration `json:"-"`       // from when it was told to end (a cleanup: to begin); 0 if it ended before; took_seconds
+	Errors  []error       `json:"-"`       // its errors, without its name; errors
+	Detail  string        `json:"detail"`  // a server's connections and the errors of its serve functions, or the busy workers of a Pool
 }
 
 // GroupOutcome says whether a server, worker or cleanup function of a Group has
@@ -71,6 +76,51 @@ func (g *Group) Report() GroupReport {
 		r.Entries[i].Detail = t.describe()
 	}
 	return r
+}
+
+// MarshalJSON writes the durations as numbers of seconds.
+func (r GroupReport) MarshalJSON() ([]byte, error) {
+	type plain GroupReport
+	return json.Marshal(struct {
+		plain
+		Took    seconds `json:"took_seconds"`
+		Timeout seconds `json:"budget_seconds"`
+	}{plain(r), seconds(r.Took), seconds(r.Timeout)})
+}
+
+// MarshalJSON writes Took as a number of seconds, and the errors as their texts.
+func (e GroupEntry) MarshalJSON() ([]byte, error) {
+	type plain GroupEntry
+	texts := make([]string, len(e.Errors))
+	for i, err := range e.Errors {
+		texts[i] = err.Error()
+	}
+	return json.Marshal(struct {
+		plain
+		Took   seconds  `json:"took_seconds"`
+		Errors []string `json:"errors"`
+	}{plain(e), seconds(e.Took), texts})
+}
+
+// LogValue returns the report as a group: the reason, how long the shutdown took, its
+// budget, whether it was killed, and for each outcome the names of what has it.
+func (r GroupReport) LogValue() slog.Value {
+	attrs := []slog.Attr{
+		slog.String("reason", r.Reason),
+		slog.Duration("took", r.Took),
+		slog.Bool("killed", r.Killed),
+	}
+	if r.Timeout > 0 {
+		attrs = append(attrs, slog.Duration("budget", r.Timeout))
+	}
+	names := make(map[GroupOutcome][]string)
+	for _, e := range r.Entries {
+		names[e.Outcome] = append(names[e.Outcome], e.Name)
+	}
+	for _, o := range slices.Sorted(maps.Keys(names)) {
+		attrs = append(attrs, slog.Any(strings.ReplaceAll(string(o), " ", "_"), names[o]))
+	}
+	return slog.GroupValue(attrs...)
 }
 
 // String returns the report as text: a line about the shutdown, and a table with
@@ -219,7 +269,7 @@ func (g *Group) tasksLocked() []*groupTask {
 }
 
 // names returns the names of the tasks that are not over.
-func (g *Group) names(tasks []*groupTask) string {
+func (g *Group) names(tasks []*groupTask) []string {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	var names []string
@@ -228,7 +278,7 @@ func (g *Group) names(tasks []*groupTask) string {
 			names = append(names, t.name)
 		}
 	}
-	return strings.Join(names, ", ")
+	return names
 }
 
 // firstLine returns the first line of err's text, without a stack, for example.
@@ -242,6 +292,7 @@ func firstLine(err error) string {
 	return s
 }
 
-func (g *Group) logf(format string, args ...any) {
-	logTo(g.LogFunc, g.Logger, "graceful: "+format, args...)
+func (g *Group) log(e logEvent) {
+	e.format = "graceful: " + e.format
+	logSink{g.Slog, g.LogFunc, g.Logger}.log(e)
 }

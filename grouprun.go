@@ -5,10 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -217,7 +219,7 @@ func (g *Group) kill(reason string) {
 	}
 	g.mu.Unlock()
 	if first {
-		g.logf("killed: %s", reason)
+		g.log(event(slog.LevelWarn, "group killed", slog.String("reason", reason)).sentence("killed: %s", reason))
 	}
 }
 
@@ -264,7 +266,12 @@ func (g *Group) startWorkerLocked(t *groupTask) {
 // state is changed here only.
 func (g *Group) run(release func()) {
 	<-g.begun
-	g.logf("shutdown initiated: %s", g.reason)
+	level := slog.LevelInfo
+	if g.failed() {
+		level = slog.LevelError
+	}
+	g.log(event(level, "group shutdown begun", slog.String("reason", g.reason)).
+		sentence("shutdown initiated: %s", g.reason))
 	servers, last := g.split()
 	for _, t := range servers {
 		// t.started is read without the lock, since no server is started after run
@@ -289,8 +296,17 @@ func (g *Group) run(release func()) {
 	g.err = g.errorsLocked()
 	g.mu.Unlock()
 	r := g.Report()
-	g.logf("stopped after %v: %s", r.Took.Round(time.Millisecond), r.summary())
+	g.log(event(slog.LevelInfo, "group shutdown over", r.LogValue().Group()...).
+		sentence("stopped after %v: %s", r.Took.Round(time.Millisecond), r.summary()))
+	callReportHook(g.OnReport, r)
 	close(g.stopped)
+}
+
+// failed reports whether the shutdown began because a server or worker had an error.
+func (g *Group) failed() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.first != nil && len(g.first.errs) > 0
 }
 
 // delay waits for ShutdownDelay, if a server still serves.
@@ -301,7 +317,8 @@ func (g *Group) delay() {
 	if g.ShutdownDelay <= 0 || !serving {
 		return
 	}
-	g.logf("unready, still serving; draining begins in %v", g.ShutdownDelay)
+	g.log(event(slog.LevelInfo, "group delaying", slog.Duration("delay", g.ShutdownDelay)).
+		sentence("unready, still serving; draining begins in %v", g.ShutdownDelay))
 	timer := time.NewTimer(g.ShutdownDelay)
 	defer timer.Stop()
 	select {
@@ -320,7 +337,8 @@ func (g *Group) stopServers(servers []*groupTask, s groupStep) {
 	}
 	ctx, tell, cancel := s.context()
 	defer cancel()
-	g.logf("draining %d servers, %s", len(tasks), s.left())
+	g.log(event(slog.LevelInfo, "group draining", s.attrs(slog.Int("servers", len(tasks)))...).
+		sentence("draining %d servers, %s", len(tasks), s.leftText()))
 	g.mu.Lock()
 	for _, t := range tasks {
 		t.asked = time.Now()
@@ -349,7 +367,8 @@ func (g *Group) endWorkers() {
 			return
 		}
 		g.mu.Unlock()
-		g.logf("waiting for %d workers, %s", len(tasks), s.left())
+		g.log(event(slog.LevelInfo, "group ending workers", s.attrs(slog.Int("workers", len(tasks)))...).
+			sentence("waiting for %d workers, %s", len(tasks), s.leftText()))
 		s.await(tasks, func() { g.cutWork(ErrLeftBehind) })
 		g.mu.Lock()
 	}
@@ -533,13 +552,30 @@ func (s groupStep) context() (ctx context.Context, tell, cancel func()) {
 	}, cancel
 }
 
-// left returns how much time the step has, as text.
-func (s groupStep) left() string {
+// left returns how much time the step has, 0 if that is over. bounded is false if the
+// step has no limit.
+func (s groupStep) left() (left time.Duration, bounded bool) {
 	_, leave := s.times()
 	if leave.IsZero() {
-		return "without limit"
+		return 0, false
 	}
-	return fmt.Sprintf("%v left", max(0, time.Until(leave)).Round(time.Millisecond))
+	return max(0, time.Until(leave)).Round(time.Millisecond), true
+}
+
+func (s groupStep) leftText() string {
+	if left, bounded := s.left(); bounded {
+		return left.String() + " left"
+	}
+	return "without limit"
+}
+
+// attrs returns a and how much time the step has, for slog.
+func (s groupStep) attrs(a slog.Attr) []slog.Attr {
+	attrs := []slog.Attr{a}
+	if left, bounded := s.left(); bounded {
+		attrs = append(attrs, slog.Duration("left", left))
+	}
+	return attrs
 }
 
 // await waits until the tasks have returned. It calls tell, once, when their
@@ -575,7 +611,9 @@ func (s groupStep) await(tasks []*groupTask, tell func()) {
 		case <-killed:
 			killed = nil
 		case <-tick.C:
-			s.g.logf("waiting for %s, %s", s.g.names(tasks), s.left())
+			names := s.g.names(tasks)
+			s.g.log(event(slog.LevelInfo, "group waiting", s.attrs(slog.Any("names", names))...).
+				sentence("waiting for %s, %s", strings.Join(names, ", "), s.leftText()))
 		}
 	}
 	s.g.leaveBehind(tasks)
@@ -608,10 +646,12 @@ func (g *Group) leaveBehind(tasks []*groupTask) {
 		}
 		g.mu.Unlock()
 		if left {
+			attrs := []slog.Attr{slog.String("kind", t.kind), slog.String("name", t.name)}
 			if detail != "" {
+				attrs = append(attrs, slog.String("detail", detail))
 				detail = ": " + detail
 			}
-			g.logf("left behind: %s %s%s", t.kind, t.name, detail)
+			g.log(event(slog.LevelWarn, "left behind", attrs...).sentence("left behind: %s %s%s", t.kind, t.name, detail))
 		}
 	}
 }

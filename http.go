@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"maps"
 	"net"
 	"net/http"
@@ -333,6 +334,16 @@ func (l requestLine) String() string {
 	return l.method + " " + target
 }
 
+// attrs returns the method and the path for slog. The path is cut off where the
+// target is, and is not quoted, because slog's handlers do that.
+func (l requestLine) attrs() []slog.Attr {
+	path := l.target
+	if i := strings.IndexAny(path, "?#"); i >= 0 {
+		path = path[:i]
+	}
+	return []slog.Attr{slog.String("method", l.method), slog.String("path", path)}
+}
+
 // maxTarget is how many bytes of a request's target are kept and reported, and
 // maxMethod how many of its method. A client may send as much of either as
 // http.Server.MaxHeaderBytes, 1 MB by default.
@@ -554,7 +565,9 @@ type httpProtocol Server
 
 func (p *httpProtocol) server() *Server { return (*Server)(p) }
 
-func (p *httpProtocol) logf(format string, args ...any) { p.server().logf(format, args...) }
+func (p *httpProtocol) log(e logEvent) { p.server().log(e) }
+
+func (p *httpProtocol) reported(r Report) { callReportHook(p.OnReport, r) }
 
 func (p *httpProtocol) config() lifeConfig {
 	s := p.server()
@@ -712,6 +725,4 @@ func graceOf(field time.Duration) time.Duration {
 	return min(field, maxGrace)
 }
 
-func (s *Server) logf(format string, args ...any) {
-	logTo(s.LogFunc, s.Logger, format, args...)
-}
+func (s *Server) log(e logEvent) { logSink{s.Slog, s.LogFunc, s.Logger}.log(e) }

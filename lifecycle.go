@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -64,7 +65,10 @@ type protocol interface {
 	// streams returns how many requests are in progress on HTTP/2 connections.
 	streams() int
 
-	logf(format string, args ...any)
+	log(logEvent)
+
+	// reported calls OnReport, and waits for it for hookTimeout at most.
+	reported(Report)
 }
 
 type lifeConfig struct {
@@ -126,7 +130,7 @@ func (lc *lifecycle) init(p protocol) {
 		lc.killing = make(chan struct{})
 		lc.stopped = make(chan struct{})
 		lc.newTimeout = make(chan struct{}, 1)
-		lc.log.write = p.logf
+		lc.log.write = p.log
 	})
 }
 
@@ -206,7 +210,8 @@ func (lc *lifecycle) release(l *listener) {
 	lc.mu.Unlock()
 	l.dropBacklog()
 	if stopping {
-		lc.log.printf("listener %s closed", l.Addr())
+		lc.log.add(event(slog.LevelInfo, "listener closed", slog.String("listener", addrString(l.Addr()))).
+			sentence("listener %s closed", l.Addr()))
 	}
 	if last {
 		lc.seal()
@@ -278,7 +283,8 @@ func (lc *lifecycle) tryBegin(reason string, timeout *time.Duration) bool {
 	if lc.p.beforeShutdown() {
 		lc.begin(reason, timeout)
 	} else {
-		lc.p.logf("shutdown (%s) refused by BeforeShutdown", reason)
+		lc.p.log(event(slog.LevelInfo, "shutdown refused", slog.String("reason", reason)).
+			sentence("shutdown (%s) refused by BeforeShutdown", reason))
 	}
 	return lc.Phase() != PhaseServing
 }
@@ -413,14 +419,18 @@ func (lc *lifecycle) moments() moments { return moments{lc.begun, lc.draining} }
 
 // shutDown runs the shutdown: the delay, the drain, and the report.
 func (lc *lifecycle) shutDown(reason string) {
-	lc.log.printf("shutdown initiated: %s", reason)
-
 	lc.mu.Lock()
 	delay, hold := lc.cfg.delay, lc.hold
 	if lc.joined {
 		delay = 0
 	}
+	level := slog.LevelInfo
+	if lc.failure != nil {
+		level = slog.LevelError
+	}
 	lc.mu.Unlock()
+	lc.log.add(event(level, "shutdown begun", slog.String("reason", reason)).
+		sentence("shutdown initiated: %s", reason))
 	if hold != nil {
 		select {
 		case <-hold:
@@ -428,7 +438,8 @@ func (lc *lifecycle) shutDown(reason string) {
 		}
 	}
 	if delay > 0 {
-		lc.log.printf("still serving for %s, so that load balancers notice", round(delay))
+		lc.log.add(event(slog.LevelInfo, "delaying", phaseAttr(PhaseDelaying), slog.Duration("delay", delay)).
+			sentence("still serving for %s, so that load balancers notice", round(delay)))
 		t := time.NewTimer(delay)
 		select {
 		case <-t.C:
@@ -464,7 +475,9 @@ func (lc *lifecycle) shutDown(reason string) {
 		lc.report.HTTP2 = farewell
 		lc.mu.Unlock()
 	}
-	lc.log.printf("%s", lc.currentReport())
+	report := lc.currentReport()
+	lc.log.add(event(slog.LevelInfo, "shutdown over", report.LogValue().Group()...).sentence("%s", report))
+	lc.p.reported(report)
 	lc.log.close()
 	close(lc.stopped)
 }
@@ -526,7 +539,12 @@ func (lc *lifecycle) drain(m *manager, listeners []*listener) {
 			return
 		case now := <-tick.C:
 			if c, ok := m.count(); ok {
-				lc.log.printf("%s; %s", statsOf(c, PhaseDraining, lc.p.streams()), timeout.left(now))
+				s := statsOf(c, PhaseDraining, lc.p.streams())
+				attrs := s.LogValue().Group()
+				if left, bounded := timeout.left(now); bounded {
+					attrs = append(attrs, slog.Duration("left", left))
+				}
+				lc.log.add(event(slog.LevelInfo, "draining", attrs...).sentence("%s; %s", s, timeout.leftText(now)))
 				lc.note(c)
 			}
 		}
@@ -584,6 +602,7 @@ func (lc *lifecycle) killLeft(m *manager) {
 	// a TLS handshake returns as soon as its context ends.
 	now := time.Since(m.began)
 	killed := make([]KilledConn, 0, len(left))
+	requests := make([][]requestLine, 0, len(left))
 	cut := left[:0]
 	for _, c := range left {
 		w := c.load()
@@ -591,10 +610,12 @@ func (lc *lifecycle) killLeft(m *manager) {
 			continue
 		}
 		k := KilledConn{State: w.state().String(), Age: now - w.since()}
-		for _, r := range lc.p.requests(c) {
+		lines := lc.p.requests(c)
+		for _, r := range lines {
 			k.Requests = append(k.Requests, r.String())
 		}
 		killed = append(killed, k)
+		requests = append(requests, lines)
 		cut = append(cut, c)
 	}
 	lc.p.beginKill()
@@ -612,9 +633,20 @@ func (lc *lifecycle) killLeft(m *manager) {
 	}
 	lc.report.Killed = killed
 	lc.mu.Unlock()
-	for _, k := range killed {
-		lc.log.printf("killing %s", k)
+	for i, k := range killed {
+		lc.log.add(killEvent(k, requests[i]))
 	}
+}
+
+// killEvent returns the logEvent of a killed connection.
+func killEvent(k KilledConn, requests []requestLine) logEvent {
+	attrs := k.connAttrs()
+	if len(requests) == 1 {
+		attrs = append(attrs, requests[0].attrs()...)
+	} else if len(requests) > 1 { // HTTP/2
+		attrs = append(attrs, slog.Any("requests", k.Requests))
+	}
+	return event(slog.LevelWarn, "connection killed", attrs...).sentence("killing %s", k)
 }
 
 // nameConns fills in the remote addresses of conns. The RemoteAddr of a caller's
@@ -766,11 +798,20 @@ func (t *drainTimer) shorten(d time.Duration) {
 	t.t.Reset(d)
 }
 
-func (t *drainTimer) left(now time.Time) string {
+// left returns how long it is until the timer fires, 0 if it has fired. bounded is
+// false if it never does.
+func (t *drainTimer) left(now time.Time) (left time.Duration, bounded bool) {
 	if t.end.IsZero() {
-		return "no timeout"
+		return 0, false
 	}
-	return round(max(0, t.end.Sub(now))).String() + " left"
+	return max(0, t.end.Sub(now)), true
+}
+
+func (t *drainTimer) leftText(now time.Time) string {
+	if left, bounded := t.left(now); bounded {
+		return round(left).String() + " left"
+	}
+	return "no timeout"
 }
 
 func (t *drainTimer) stop() {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"strings"
@@ -471,12 +472,14 @@ func deadlineOf(l net.Listener) func(time.Time) error {
 }
 
 // weakness returns a warning for the log if l has no SetDeadline method, without
-// which its accept queue cannot be emptied. It returns "" otherwise.
-func weakness(l net.Listener) string {
+// which its accept queue cannot be emptied, and reports whether there is one.
+func weakness(l net.Listener) (warning logEvent, weak bool) {
 	if deadlineOf(l) != nil {
-		return ""
+		return logEvent{}, false
 	}
-	return fmt.Sprintf("%T has no SetDeadline method: it is closed at once when draining begins, and the clients in its accept queue are lost", l)
+	const missing = "has no SetDeadline method: it is closed at once when draining begins, and the clients in its accept queue are lost"
+	return event(slog.LevelWarn, "listener "+missing, slog.String("type", fmt.Sprintf("%T", l))).
+		sentence("%T "+missing, l), true
 }
 
 // stop makes the listener empty its accept queue and close itself, and does not

@@ -1,72 +1,101 @@
 package graceful
 
 import (
+	"context"
 	"fmt"
 	"log"
+	"log/slog"
 	"sync"
 	"time"
 )
 
-// logTo logs with logFunc, or with logger if logFunc is nil. If both are nil it does
-// nothing.
-func logTo(logFunc func(format string, args ...any), logger *log.Logger, format string, args ...any) {
+// A logSink is where a Server, Listener or Group logs: the first of its fields that
+// is not nil.
+type logSink struct {
+	slog    *slog.Logger
+	logFunc func(format string, args ...any)
+	logger  *log.Logger
+}
+
+// log writes e. It blocks as long as the log does.
+func (s logSink) log(e logEvent) {
 	switch {
-	case logFunc != nil:
-		logFunc(format, args...)
-	case logger != nil:
-		logger.Printf(format, args...)
+	case s.slog != nil:
+		s.slog.LogAttrs(context.Background(), e.level, e.message, e.attrs...)
+	case s.logFunc != nil:
+		s.logFunc(e.format, e.args...)
+	case s.logger != nil:
+		s.logger.Printf(e.format, e.args...)
 	}
 }
 
-// A shutdownLog writes the log lines of a shutdown, in order and on a goroutine of
-// its own, so that a log that blocks does not delay the shutdown. If more than
-// maxLogLines wait to be written, further lines are dropped and counted.
+// A logEvent is what is logged: a message that is always the same and attributes for
+// slog, and a sentence for a log of text.
+type logEvent struct {
+	level   slog.Level
+	message string
+	attrs   []slog.Attr
+
+	format string // the sentence
+	args   []any
+}
+
+// event returns a logEvent whose sentence is the message.
+func event(level slog.Level, message string, attrs ...slog.Attr) logEvent {
+	return logEvent{level: level, message: message, attrs: attrs, format: "%s", args: []any{message}}
+}
+
+// sentence returns e with another sentence.
+func (e logEvent) sentence(format string, args ...any) logEvent {
+	e.format, e.args = format, args
+	return e
+}
+
+// A shutdownLog writes the log of a shutdown, in order and on a goroutine of its own,
+// so that a log that blocks does not delay the shutdown. If more than maxLogLines
+// events wait to be written, further ones are dropped and counted.
 type shutdownLog struct {
-	write func(format string, args ...any) // may block
+	write func(logEvent) // may block
 
 	mu      sync.Mutex // guards what follows
-	lines   []logLine
+	lines   []logEvent
 	dropped int
 	writing bool          // run is running
 	idle    chan struct{} // closed when run returns; nil unless close waits
 }
 
-type logLine struct {
-	format string
-	args   []any
-}
-
 const (
-	// maxLogLines is how many lines may wait to be written.
+	// maxLogLines is how many events may wait to be written.
 	maxLogLines = 1000
 
 	// logTimeout is how long the end of the shutdown waits for the log.
 	logTimeout = 200 * time.Millisecond
 )
 
-// printf queues a line. It does not block.
-func (l *shutdownLog) printf(format string, args ...any) {
+// add queues an event. It does not block.
+func (l *shutdownLog) add(e logEvent) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.lines) >= maxLogLines {
 		l.dropped++
 		return
 	}
-	l.lines = append(l.lines, logLine{format, args})
+	l.lines = append(l.lines, e)
 	if !l.writing {
 		l.writing = true
 		go l.run()
 	}
 }
 
-// run writes lines until none is left.
+// run writes events until none is left.
 func (l *shutdownLog) run() {
 	for {
 		l.mu.Lock()
 		if len(l.lines) == 0 {
 			if n := l.dropped; n > 0 {
 				l.dropped = 0
-				l.lines = append(l.lines, logLine{"%d lines of the shutdown's log were dropped, because the log blocks", []any{n}})
+				l.lines = append(l.lines, event(slog.LevelWarn, "shutdown log dropped", slog.Int("records", n)).
+					sentence("%d lines of the shutdown's log were dropped, because the log blocks", n))
 			} else {
 				l.writing = false
 				if l.idle != nil {
@@ -77,14 +106,14 @@ func (l *shutdownLog) run() {
 				return
 			}
 		}
-		line := l.lines[0]
+		e := l.lines[0]
 		l.lines = l.lines[1:]
 		l.mu.Unlock()
-		l.write(line.format, line.args...)
+		l.write(e)
 	}
 }
 
-// close waits until every line is written, for logTimeout at most.
+// close waits until every event is written, for logTimeout at most.
 func (l *shutdownLog) close() {
 	l.mu.Lock()
 	if !l.writing {
@@ -98,6 +127,28 @@ func (l *shutdownLog) close() {
 	defer t.Stop()
 	select {
 	case <-idle:
+	case <-t.C:
+	}
+}
+
+// hookTimeout is how long the end of a shutdown waits for OnReport.
+const hookTimeout = time.Second
+
+// callReportHook calls hook with report on a goroutine of its own, and waits until it
+// has returned, for hookTimeout at most. It does nothing if hook is nil.
+func callReportHook[R any](hook func(R), report R) {
+	if hook == nil {
+		return
+	}
+	returned := make(chan struct{})
+	go func() {
+		defer close(returned) // deferred for hooks that call runtime.Goexit
+		hook(report)
+	}()
+	t := time.NewTimer(hookTimeout)
+	defer t.Stop()
+	select {
+	case <-returned:
 	case <-t.C:
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"log"
+	"log/slog"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -101,11 +102,18 @@ type Listener struct {
 	// Server. It has to be set inside a testing/synctest bubble.
 	NoSignalHandling bool
 
-	// Logger is where the shutdown is logged; nil means that it is not.
-	Logger *log.Logger
+	// OnReport is called, if not nil, with the final Report. See Server.OnReport.
+	OnReport func(Report)
 
-	// LogFunc is used instead of Logger if it is not nil.
+	// Slog is where the shutdown is logged. See Server.Slog.
+	Slog *slog.Logger
+
+	// LogFunc is used if Slog is nil.
 	LogFunc func(format string, args ...any)
+
+	// Logger is used if Slog and LogFunc are nil. If all three are nil, nothing is
+	// logged.
+	Logger *log.Logger
 
 	l    net.Listener
 	life lifecycle
@@ -302,8 +310,8 @@ func (l *Listener) prepare() error {
 			return
 		}
 		l.tl = tl
-		if w := weakness(below); w != "" {
-			l.life.p.logf("%s", w)
+		if warning, weak := weakness(below); weak {
+			l.life.p.log(warning)
 		}
 		if !l.NoSignalHandling {
 			l.life.catch()
@@ -340,9 +348,9 @@ func (p *anyProtocol) config() lifeConfig {
 	return cfg
 }
 
-func (p *anyProtocol) logf(format string, args ...any) {
-	logTo(p.LogFunc, p.Logger, format, args...)
-}
+func (p *anyProtocol) log(e logEvent) { logSink{p.Slog, p.LogFunc, p.Logger}.log(e) }
+
+func (p *anyProtocol) reported(r Report) { callReportHook(p.OnReport, r) }
 
 func (p *anyProtocol) beforeShutdown() bool               { return true }
 func (p *anyProtocol) interrupted(bool)                   {}
