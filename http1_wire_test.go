@@ -263,6 +263,15 @@ func TestSlowUpload(t *testing.T) {
 type exchange struct {
 	given     []string // what the handler was given
 	responses []response
+	log       lockedBuffer // what net/http logged
+}
+
+// dropped reports whether net/http dropped the connection by a panic. With
+// EnableFullDuplex and an unread body Go 1.26 begins to read the connection in the
+// background as the request ends, and so does what reads the next request. It is a
+// race whether both read at once, upon which net/http panics.
+func (x *exchange) dropped() bool {
+	return strings.Contains(x.log.String(), "invalid concurrent Body.Read call")
 }
 
 type response struct {
@@ -343,13 +352,14 @@ func newProxy(h http.Handler) (http.Handler, func()) {
 // playExchange sends the pieces with pauses between them, and closes its side
 // behind them. The server is net/http's if stop is negative, else ours, and is
 // stopped before that piece.
-func playExchange(t *testing.T, pieces []string, stop int, secure, proxied bool) (x exchange) {
+func playExchange(t *testing.T, pieces []string, stop int, secure, proxied bool) *exchange {
+	x := &exchange{}
 	synctest.Test(t, func(t *testing.T) {
 		h, end := exchangeHandler(&x.given), func() {}
 		if proxied {
 			h, end = newProxy(h)
 		}
-		hs := &http.Server{Handler: h, ErrorLog: log.New(io.Discard, "", 0)}
+		hs := &http.Server{Handler: h, ErrorLog: log.New(&x.log, "", 0)}
 		l := newVirtListener()
 		serveIt, serveItTLS := hs.Serve, hs.ServeTLS
 		srv := &graceful.Server{Server: hs, IdleGrace: time.Hour, Timeout: time.Minute, NoSignalHandling: true}
@@ -442,7 +452,7 @@ func readResponses(t *testing.T, sent string, before int) (all []response) {
 // compareExchange compares what our server did around a stop with what net/http
 // does without one: it may only end the connection earlier, behind a final
 // response that says close, and each that begins after the stop has to.
-func compareExchange(t *testing.T, want, got exchange) {
+func compareExchange(t *testing.T, want, got *exchange) {
 	t.Helper()
 	told := false
 	for i, r := range got.responses {
@@ -456,17 +466,24 @@ func compareExchange(t *testing.T, want, got exchange) {
 			t.Errorf("a response that began after the stop does not say close: %v", r)
 		}
 		if i >= len(want.responses) {
-			t.Errorf("a response too many: %v", r)
+			if !want.dropped() {
+				t.Errorf("a response too many: %v", r)
+			}
 		} else if diff := cmp.Diff(want.responses[i].text, r.text); diff != "" {
 			t.Errorf("response %d (-net/http +ours):\n%s", i, diff)
 		}
 		told = r.final && r.close
 	}
+	told = told || got.dropped() // nothing more is owed
 	if !told && len(got.responses) < len(want.responses) {
 		t.Errorf("lost: %v\nafter %v", want.responses[len(got.responses):], got.responses)
 	}
 	n := min(len(got.given), len(want.given))
-	if diff := cmp.Diff(want.given[:n], got.given); diff != "" {
+	given := got.given
+	if want.dropped() {
+		given = given[:n]
+	}
+	if diff := cmp.Diff(want.given[:n], given); diff != "" {
 		t.Errorf("the handler was given (-net/http +ours):\n%s", diff)
 	}
 	if !told && n < len(want.given) {
