@@ -79,8 +79,14 @@ type Server struct {
 	// RegisterOnShutdown are called at the same time.
 	ShutdownInitiated func()
 
-	// NoSignalHandling keeps the Server from catching SIGINT and SIGTERM.
+	// NoSignalHandling keeps the Server from catching signals.
 	NoSignalHandling bool
+
+	// Signals are the signals that begin the shutdown and, the second time, kill it.
+	// nil means SIGINT and SIGTERM; some container images stop with SIGQUIT, for
+	// example. An empty slice has the effect of NoSignalHandling. SIGINT and SIGHUP
+	// are not caught if they were ignored when the process started.
+	Signals []os.Signal
 
 	// OnReport is called, if not nil, with the final Report, before the channel of
 	// StopChan is closed and Serve returns, also if nothing was served. It runs on a
@@ -614,9 +620,7 @@ func (s *Server) open(l net.Listener, config *tls.Config) (*listener, error) {
 	if warning, weak := weakness(below); weak {
 		s.log(warning)
 	}
-	if !s.NoSignalHandling {
-		s.life.catch()
-	}
+	s.life.catch(signalsOf(s.Signals, s.NoSignalHandling))
 	return tl, nil
 }
 

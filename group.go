@@ -8,6 +8,7 @@ import (
 	"log"
 	"log/slog"
 	"net/http"
+	"os"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -94,9 +95,12 @@ type Group struct {
 	// not need. 0 and negative values mean the same as for WorkerReserve.
 	CleanupReserve time.Duration
 
-	// NoSignalHandling keeps the group from catching SIGINT and SIGTERM. It has to
-	// be set inside a testing/synctest bubble.
+	// NoSignalHandling keeps the group from catching signals. It has to be set inside
+	// a testing/synctest bubble.
 	NoSignalHandling bool
+
+	// Signals are those that are caught. See Server.Signals.
+	Signals []os.Signal
 
 	// OnReport is called, if not nil, with the final report, when everything else is
 	// over and before Run returns. It runs on a goroutine of its own; the shutdown

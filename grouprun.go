@@ -46,9 +46,9 @@ func (g *Group) Start(ctx context.Context) (stopped <-chan struct{}, err error) 
 
 	stopSignals := func() {}
 	g.releaseOthers = func() {}
-	if !g.NoSignalHandling {
+	if sigs := signalsOf(g.Signals, g.NoSignalHandling); len(sigs) > 0 {
 		g.releaseOthers = delayCatchers()
-		stopSignals = catchSignalsUntil(make(chan struct{}), g.signalled, g.signalledAgain)
+		stopSignals = catchSignalsUntil(make(chan struct{}), sigs, g.signalled, g.signalledAgain)
 	}
 	forget := context.AfterFunc(ctx, func() {
 		g.begin(fmt.Sprintf("context ended: %v", context.Cause(ctx)), nil)

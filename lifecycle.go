@@ -227,14 +227,15 @@ func (lc *lifecycle) seal() {
 	m.signal(m.sealed)
 }
 
-// catch makes signals begin and kill the shutdown, until the shutdown is over.
-func (lc *lifecycle) catch() {
+// catch makes the signals begin and kill the shutdown, until the shutdown is over. It
+// does nothing if there are none.
+func (lc *lifecycle) catch(sigs []os.Signal) {
 	lc.mu.Lock()
 	defer lc.mu.Unlock()
-	if lc.stopSignals != nil || lc.joined || lc.Phase() != PhaseServing {
+	if len(sigs) == 0 || lc.stopSignals != nil || lc.joined || lc.Phase() != PhaseServing {
 		return
 	}
-	lc.stopSignals = catchSignals(
+	lc.stopSignals = catchSignals(sigs,
 		func(sig os.Signal) bool { return lc.tryBegin(sig.String(), nil) },
 		func(sig os.Signal) { lc.kill("second signal: " + sig.String()) })
 }

@@ -67,6 +67,16 @@ func TestServerChild(t *testing.T) {
 	case "one":
 		start(newServer())
 		end()
+	case "quit":
+		srv := newServer()
+		srv.Signals = []os.Signal{syscall.SIGQUIT, syscall.SIGHUP}
+		start(srv)
+		end()
+	case "none":
+		srv := newServer()
+		srv.Signals = []os.Signal{}
+		start(srv)
+		end()
 	case "second":
 		srv := newServer()
 		srv.ShutdownInitiated = func() { fmt.Println("draining") }
@@ -319,6 +329,30 @@ func TestServerSignals(t *testing.T) {
 		if log := c.Exit(0, syscall.SIGTERM); !strings.Contains(log, "killed: second signal: terminated") {
 			t.Errorf("log:\n%s", log)
 		}
+	})
+	t.Run("Signals", func(t *testing.T) {
+		t.Parallel()
+		for _, sig := range []syscall.Signal{syscall.SIGQUIT, syscall.SIGHUP} {
+			c := startChild(t, "quit", 1)
+			c.Signal(sig)
+			c.Says("stopped")
+			if log := c.Exit(0, 0); !strings.Contains(log, "shutdown initiated: "+sig.String()) {
+				t.Errorf("log:\n%s", log)
+			}
+		}
+		c := startChild(t, "quit", 1)
+		c.Signal(syscall.SIGTERM) // not one of them
+		c.Exit(0, syscall.SIGTERM)
+		c = startChild(t, "none", 1)
+		c.Signal(syscall.SIGTERM)
+		c.Exit(0, syscall.SIGTERM)
+		// As under nohup.
+		c = startChild(t, "quit", 1, childproc.Ignoring("HUP")...)
+		c.Signal(syscall.SIGHUP)
+		dialClient(t, c.addr[0]).get("/", "done")
+		c.Signal(syscall.SIGQUIT)
+		c.Says("stopped")
+		c.Exit(0, 0)
 	})
 	t.Run("NoSignalHandling", func(t *testing.T) {
 		t.Parallel()

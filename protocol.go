@@ -6,6 +6,7 @@ import (
 	"log"
 	"log/slog"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -96,11 +97,14 @@ type Listener struct {
 	// Server.OwnsListener.
 	OwnsListener bool
 
-	// NoSignalHandling keeps the Listener from catching SIGINT and SIGTERM. If it
-	// is false, they are caught from the first Accept until the shutdown is over:
-	// the first signal begins the shutdown, and a second one kills it, as with a
-	// Server. It has to be set inside a testing/synctest bubble.
+	// NoSignalHandling keeps the Listener from catching signals. If it is false, they
+	// are caught from the first Accept until the shutdown is over: the first signal
+	// begins the shutdown, and a second one kills it, as with a Server. It has to be
+	// set inside a testing/synctest bubble.
 	NoSignalHandling bool
+
+	// Signals are those that are caught. See Server.Signals.
+	Signals []os.Signal
 
 	// OnReport is called, if not nil, with the final Report. See Server.OnReport.
 	OnReport func(Report)
@@ -313,9 +317,7 @@ func (l *Listener) prepare() error {
 		if warning, weak := weakness(below); weak {
 			l.life.p.log(warning)
 		}
-		if !l.NoSignalHandling {
-			l.life.catch()
-		}
+		l.life.catch(signalsOf(l.Signals, l.NoSignalHandling))
 	})
 	return l.err
 }

@@ -15,17 +15,40 @@ import (
 // cause two signals.
 const samePress = 250 * time.Millisecond
 
-// caught are the signals that begin a shutdown: SIGINT and SIGTERM, without
-// those that were ignored when the process started. A shell without job control
-// starts its background jobs with SIGINT ignored, so that Ctrl-C reaches only
-// the job in the foreground; signal.Notify would undo that.
+// ignored are the signals that were ignored when the process started, and therefore
+// are not caught. A shell without job control starts its background jobs with SIGINT
+// ignored, so that Ctrl-C reaches only the job in the foreground, and nohup a command
+// with SIGHUP ignored; signal.Notify would undo that.
 //
 // signal.Ignored is called when the package is initialized, because it reports
-// false once Notify was called. For SIGTERM it always reports false, because Go's
-// runtime respects only an ignored SIGHUP and SIGINT (see os/signal).
-var caught = slices.DeleteFunc([]os.Signal{os.Interrupt, syscall.SIGTERM}, signal.Ignored)
+// false once Notify was called. Go's runtime respects an ignored SIGHUP and SIGINT
+// only, so that the other signals, SIGTERM among them, are never in this list (see
+// os/signal).
+var ignored = slices.DeleteFunc([]os.Signal{os.Interrupt, syscall.SIGHUP},
+	func(sig os.Signal) bool { return !signal.Ignored(sig) })
 
-// catchSignals catches the signals in caught until stop is called.
+// notify makes signal.Notify send sigs to c, but for those that were ignored when the
+// process started.
+func notify(c chan<- os.Signal, sigs []os.Signal) {
+	sigs = slices.DeleteFunc(slices.Clone(sigs), func(sig os.Signal) bool { return slices.Contains(ignored, sig) })
+	if len(sigs) > 0 { // without arguments Notify catches all signals
+		signal.Notify(c, sigs...)
+	}
+}
+
+// signalsOf returns the signals that begin a shutdown, for the fields Signals and
+// NoSignalHandling. There may be none.
+func signalsOf(field []os.Signal, none bool) []os.Signal {
+	switch {
+	case none:
+		return nil
+	case field == nil:
+		return []os.Signal{os.Interrupt, syscall.SIGTERM}
+	}
+	return field
+}
+
+// catchSignals catches sigs until stop is called.
 //
 // The first signal calls initiate. Signals of either kind within samePress of
 // it are ignored. If initiate has returned true, the next signal calls
@@ -48,21 +71,19 @@ var caught = slices.DeleteFunc([]os.Signal{os.Interrupt, syscall.SIGTERM}, signa
 //
 // The first signal.Notify of a process starts a goroutine that never ends, so it
 // must not be called inside a testing/synctest bubble.
-func catchSignals(initiate func(os.Signal) bool, kill func(os.Signal)) (stop func()) {
+func catchSignals(sigs []os.Signal, initiate func(os.Signal) bool, kill func(os.Signal)) (stop func()) {
 	done := make(chan struct{})
-	return catchSignalsUntil(done, func(sig os.Signal) bool {
+	return catchSignalsUntil(done, sigs, func(sig os.Signal) bool {
 		return awaitDelayers(done) && initiate(sig)
 	}, kill)
 }
 
 // catchSignalsUntil is catchSignals without the wait for Groups. stop closes done.
-func catchSignalsUntil(done chan struct{}, initiate func(os.Signal) bool, kill func(os.Signal)) (stop func()) {
+func catchSignalsUntil(done chan struct{}, sigs []os.Signal, initiate func(os.Signal) bool, kill func(os.Signal)) (stop func()) {
 	// Buffered for a second signal that comes with the first, since os/signal
 	// drops signals that do not fit.
 	c := make(chan os.Signal, 4)
-	if len(caught) > 0 { // without arguments Notify catches all signals
-		signal.Notify(c, caught...)
-	}
+	notify(c, sigs)
 	go watchSignals(c, done, initiate, func(sig os.Signal) {
 		signal.Stop(c)
 		kill(sig)

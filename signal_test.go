@@ -103,7 +103,7 @@ func TestWatchSignalsDone(t *testing.T) {
 // inside a callback returns; goleak sees to it that nothing is left.
 func TestCatchSignalsStop(t *testing.T) {
 	for range 50 {
-		stop := catchSignals(func(os.Signal) bool { return true }, func(os.Signal) {})
+		stop := catchSignals(signalsOf(nil, false), func(os.Signal) bool { return true }, func(os.Signal) {})
 		var wg sync.WaitGroup
 		for range 4 {
 			wg.Go(stop)

@@ -27,7 +27,7 @@ func TestSignalChild(t *testing.T) {
 	veto := part == "veto"
 	var stop func()
 	ready := make(chan struct{})
-	stop = catchSignals(func(sig os.Signal) bool {
+	stop = catchSignals(signalsOf(nil, false), func(sig os.Signal) bool {
 		<-ready
 		fmt.Println("initiate", sig)
 		if part == "stop inside" {
@@ -132,8 +132,8 @@ func TestIgnoredChild(t *testing.T) {
 	// earlier server makes the second one catch what was ignored.
 	c := make(chan os.Signal, 4)
 	signal.Notify(c, os.Interrupt, syscall.SIGTERM)
-	catchSignals(func(os.Signal) bool { return true }, func(os.Signal) {})()
-	stop := catchSignals(func(sig os.Signal) bool {
+	catchSignals(signalsOf(nil, false), func(os.Signal) bool { return true }, func(os.Signal) {})()
+	stop := catchSignals(signalsOf(nil, false), func(sig os.Signal) bool {
 		fmt.Println("initiate", sig)
 		return true
 	}, func(sig os.Signal) {
@@ -185,7 +185,7 @@ func TestConductChild(t *testing.T) {
 			fmt.Println("delay")
 		}
 	}}
-	stop := catchSignals(func(os.Signal) bool {
+	stop := catchSignals(signalsOf(nil, false), func(os.Signal) bool {
 		fmt.Println("initiate", g.Report().Took >= g.ShutdownDelay)
 		close(quit)
 		return true
