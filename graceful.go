@@ -141,6 +141,10 @@ type Server struct {
 	// come before the application is ready are answered with 503 and Retry-After.
 	Health *Health
 
+	// Process, if not nil, connects the Server to its service manager (systemd), and
+	// to the successor that replaces it in place. nil means that it does neither.
+	Process *Process
+
 	// WaitHijacked makes the drain wait for hijacked connections (WebSockets) as
 	// it does for requests, and close them after Timeout. If it is false,
 	// hijacked connections are left open, as by net/http.
@@ -155,7 +159,7 @@ type Server struct {
 
 	// OwnsListener says that no other process shares the sockets that are given
 	// to Serve: neither the process that handed them down, nor a successor that
-	// inherits them. On Linux the drain can then make the kernel refuse new
+	// inherits them otherwise than by Upgrade. On Linux the drain can then make the kernel refuse new
 	// connections before it empties the accept queue, so that no client is reset.
 	// On a shared socket that would affect the other processes. The Server
 	// knows that it owns the sockets that it or Listen has opened.
@@ -610,7 +614,7 @@ func (s *Server) open(l net.Listener, config *tls.Config) (*listener, error) {
 	}
 	tl.original = l
 	tl.wrap = func(nc net.Conn) (net.Conn, *conn) { return s.wrap(m, nc, limit, config) }
-	tl.owned = isOwn(below) || s.OwnsListener
+	tl.declared = s.OwnsListener
 	tl.reuse = s.ReusePort
 	tl.grace = s.idleGrace()
 	if err := s.life.admit(tl); err != nil {
@@ -621,6 +625,7 @@ func (s *Server) open(l net.Listener, config *tls.Config) (*listener, error) {
 		s.log(warning)
 	}
 	s.life.catch(signalsOf(s.Signals, s.NoSignalHandling))
+	s.life.connect(s.Process, func(ctx context.Context) bool { return s.unready(ctx) == "" })
 	return tl, nil
 }
 

@@ -102,6 +102,10 @@ type Group struct {
 	// Signals are those that are caught. See Server.Signals.
 	Signals []os.Signal
 
+	// Process, if not nil, connects the group to its service manager (systemd), and
+	// to the successor that replaces it in place.
+	Process *Process
+
 	// OnReport is called, if not nil, with the final report, when everything else is
 	// over and before Run returns. It runs on a goroutine of its own; the shutdown
 	// waits for it, but for a second at most. A server's own OnReport is called as
@@ -119,17 +123,19 @@ type Group struct {
 	// logged.
 	Logger *log.Logger
 
-	mu       sync.Mutex // guards what follows, and the fields of every task
-	state    groupState
-	servers  []*groupTask
-	workers  []*groupTask
-	cleanups []*groupTask
-	reason   string     // why the shutdown began; "" until then
-	first    *groupTask // the task whose end began it, or nil
-	began    time.Time  // when the shutdown began
-	killTime time.Time  // when the group was killed; zero if it was not
-	took     time.Duration
-	err      error // for Wait
+	mu         sync.Mutex // guards what follows, and the fields of every task
+	state      groupState
+	servers    []*groupTask
+	workers    []*groupTask
+	cleanups   []*groupTask
+	reason     string       // why the shutdown began; "" until then
+	first      *groupTask   // the task whose end began it, or nil
+	began      time.Time    // when the shutdown began
+	killTime   time.Time    // when the group was killed; zero if it was not
+	link       *processLink // nil without a Process
+	handedOver bool         // the shutdown is an upgrade's
+	took       time.Duration
+	err        error // for Wait
 
 	// No values are sent on these. Made by initLocked, never replaced.
 	begun    chan struct{} // closed when the shutdown begins

@@ -82,6 +82,7 @@ func (g *Group) Start(ctx context.Context) (stopped <-chan struct{}, err error) 
 		}
 	}
 	g.mu.Unlock()
+	g.connect()
 	if failed {
 		g.run(release)
 		return nil, g.err
@@ -313,8 +314,9 @@ func (g *Group) failed() bool {
 func (g *Group) delay() {
 	g.mu.Lock()
 	serving := slices.ContainsFunc(g.servers, func(t *groupTask) bool { return t.parts > 0 && !t.last })
+	handedOver := g.handedOver
 	g.mu.Unlock()
-	if g.ShutdownDelay <= 0 || !serving {
+	if g.ShutdownDelay <= 0 || !serving || handedOver {
 		return
 	}
 	g.log(event(slog.LevelInfo, "group delaying", slog.Duration("delay", g.ShutdownDelay)).
@@ -447,7 +449,7 @@ func noticeOf(d time.Duration) time.Duration { return min(d/10, maxNotice) }
 
 // check returns an error if a field has an invalid value.
 func (g *Group) check() error {
-	if err := cmp.Or(notNegative("Group.Timeout", g.Timeout), notNegative("Group.ShutdownDelay", g.ShutdownDelay)); err != nil {
+	if err := cmp.Or(notNegative("Group.Timeout", g.Timeout), notNegative("Group.ShutdownDelay", g.ShutdownDelay), g.Process.check()); err != nil {
 		return err
 	}
 	if spent := g.ShutdownDelay + g.reserve(g.WorkerReserve) + g.reserve(g.CleanupReserve); g.Timeout > 0 && spent >= g.Timeout {

@@ -108,6 +108,7 @@ func (s *Server) check() error {
 		notNegative("Server.Timeout", s.Timeout),
 		notNegative("Server.ShutdownDelay", s.ShutdownDelay),
 		notNegative("Server.RetryAfter", s.RetryAfter),
+		s.Process.check(),
 		notNegative("Server.ListenLimit", s.ListenLimit),
 	)
 }
@@ -590,7 +591,7 @@ func (p *httpProtocol) beginDelay() { p.server().health().Shutdown() }
 // channel is closed when those in progress are answered or ctx ends.
 func (p *httpProtocol) finishRequests(ctx context.Context) <-chan struct{} {
 	f := p.side.inflight
-	if f == nil {
+	if f == nil || p.life.handedOver.Load() {
 		return nil
 	}
 	done := make(chan struct{})

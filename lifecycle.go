@@ -82,7 +82,8 @@ type lifeConfig struct {
 type lifecycle struct {
 	p protocol
 
-	phase atomic.Int32
+	phase      atomic.Int32
+	handedOver atomic.Bool // the shutdown is an upgrade's
 
 	begun    chan struct{} // closed when the shutdown begins
 	draining chan struct{} // closed when PhaseDraining is entered
@@ -112,6 +113,7 @@ type lifecycle struct {
 	// hold keeps the delay from ending until it is closed; nil if the delay ends
 	// by itself. No values are sent.
 	hold     chan struct{}
+	link     *processLink // nil without a Process
 	report   Report
 	phaseAt  time.Time // when the phase began
 	closeErr error     // the first error of closing a listener

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/seed-121bbccf/graceful/internal/handoff"
 	"github.com/seed-121bbccf/graceful/internal/sock"
 )
 
@@ -23,6 +24,14 @@ import (
 // The file of a unix socket is removed when the listener is closed, as with
 // net.Listen, unless another socket has replaced the file since. An abstract
 // socket, whose name begins with "@", has no file.
+//
+// If a socket that listens on addr was handed to this process, Listen returns that
+// instead of opening one. Sockets are handed down by systemd (socket activation,
+// sd_listen_fds(3)), and by a predecessor (Process). The first call in a process takes
+// them over and removes LISTEN_FDS and its kin from the environment; if those make no
+// sense, every call returns an error. A socket of systemd's is not this process's
+// alone, and neither is one that was or will be handed on: which it is is decided when
+// the shutdown begins.
 func Listen(network, addr string) (net.Listener, error) {
 	return listen(network, addr, false, 0)
 }
@@ -35,6 +44,13 @@ func listen(network, addr string, reusePort bool, keepAlive time.Duration) (net.
 	default:
 		return nil, fmt.Errorf("graceful: listen: %w", net.UnknownNetworkError(network))
 	}
+	handed, err := handedDown()
+	if err != nil {
+		return nil, fmt.Errorf("graceful: listen on %s: %w", addr, err)
+	}
+	if s, ok := handed.Take(network, addr); ok {
+		return inherited(s, keepAlive), nil
+	}
 	lc := net.ListenConfig{KeepAlive: keepAlive}
 	if reusePort && network != "unix" {
 		if err := sock.SetReusePort(&lc); err != nil {
@@ -45,36 +61,94 @@ func listen(network, addr string, reusePort bool, keepAlive time.Duration) (net.
 	if err != nil {
 		return nil, err
 	}
-	own := &ownListener{Listener: l}
-	if ul, ok := l.(*net.UnixListener); ok {
-		ul.SetUnlinkOnClose(false) // see removeFile
-		own.path = ul.Addr().String()
-		// An abstract socket has no file. A file of that name is unrelated.
-		if !strings.HasPrefix(own.path, "@") {
-			own.file, _ = os.Lstat(own.path)
-		}
-	}
+	own := &ownListener{Listener: l, family: true}
+	own.noteFile()
+	own.register()
 	return own, nil
 }
 
-// An ownListener is a socket that this process opened and does not share.
+// inherited returns an ownListener for a socket that was handed to this process.
+func inherited(s handoff.Socket, keepAlive time.Duration) *ownListener {
+	own := &ownListener{Listener: s.Listener, name: s.Name, family: s.Owned, inherited: true, keepAlive: keepAlive}
+	own.noteFile()
+	own.register()
+	return own
+}
+
+// An ownListener is a socket that Listen has opened, or that was handed to this
+// process.
 type ownListener struct {
 	net.Listener
 
-	// A unix socket's file, as it was when the socket was bound.
+	// Immutable.
+	name      string        // the name with which it was handed down, or ""
+	family    bool          // this process or a predecessor of it has opened it
+	inherited bool          // it was handed down
+	keepAlive time.Duration // for the connections of an inherited socket, as in listen
+
+	// A unix socket's file, as it was when the socket was bound. Immutable.
 	path string
 	file os.FileInfo // nil for TCP and abstract sockets
+
+	handedOn atomic.Bool // a successor has it as well
+}
+
+// noteFile records the file of a unix socket, for removeFile.
+func (l *ownListener) noteFile() {
+	ul, ok := l.Listener.(*net.UnixListener)
+	if !ok {
+		return
+	}
+	ul.SetUnlinkOnClose(false) // see removeFile
+	l.path = ul.Addr().String()
+	// An abstract socket has no file. A file of that name is unrelated.
+	if !strings.HasPrefix(l.path, "@") {
+		l.file, _ = os.Lstat(l.path)
+	}
+}
+
+// register notes that the socket is open, for an upgrade.
+func (l *ownListener) register() {
+	listeningMu.Lock()
+	defer listeningMu.Unlock()
+	listening[l] = true
+}
+
+// alone reports whether this process is the only one that has the socket: a
+// predecessor has it until it was told that this process is ready, and a successor
+// has it once it is ready.
+func (l *ownListener) alone() bool {
+	return l.family && !l.handedOn.Load() && (!l.inherited || predecessorTold.Load())
+}
+
+// Accept accepts a connection. For an inherited socket it sets TCP keep-alive, which
+// package net does for the others.
+func (l *ownListener) Accept() (net.Conn, error) {
+	nc, err := l.Listener.Accept()
+	if tc, ok := nc.(*net.TCPConn); ok && l.inherited {
+		switch {
+		case l.keepAlive < 0:
+			tc.SetKeepAlive(false)
+		case l.keepAlive > 0:
+			tc.SetKeepAlivePeriod(l.keepAlive)
+		}
+	}
+	return nc, err
 }
 
 // Close closes the socket.
 func (l *ownListener) Close() error {
+	listeningMu.Lock()
+	delete(listening, l)
+	listeningMu.Unlock()
 	l.removeFile()
 	return l.Listener.Close()
 }
 
-// removeFile removes a unix socket's file, unless it was replaced since.
+// removeFile removes a unix socket's file, unless another process has the socket, or
+// the file was replaced since.
 func (l *ownListener) removeFile() {
-	if l.file == nil {
+	if l.file == nil || !l.alone() {
 		return
 	}
 	if now, err := os.Lstat(l.path); err == nil && os.SameFile(now, l.file) {
@@ -98,15 +172,15 @@ func bareListener(l net.Listener) net.Listener {
 	}
 }
 
-// isOwn reports whether the socket of l was opened by Listen.
-func isOwn(l net.Listener) bool {
+// ownOf returns the listener of Listen that l is or wraps, or nil.
+func ownOf(l net.Listener) *ownListener {
 	for l != nil {
-		if _, own := l.(*ownListener); own {
-			return true
+		if own, ok := l.(*ownListener); ok {
+			return own
 		}
 		l = unwrapListener(l)
 	}
-	return false
+	return nil
 }
 
 // unwrapListener returns the listener that l wraps, or nil if l is not known to
@@ -134,7 +208,7 @@ type listener struct {
 	l    net.Listener // its Accept is called
 
 	original net.Listener  // the caller's listener: l, or a wrapper of it
-	owned    bool          // the kernel may be told to refuse new connections
+	declared bool          // OwnsListener is set
 	reuse    bool          // another process may have bound the port with SO_REUSEPORT
 	grace    time.Duration // how long TCP handshakes under way are waited for
 	limit    *limiter      // nil without limit
@@ -144,6 +218,7 @@ type listener struct {
 	// the operating system tells. Tests replace it.
 	queued func(net.Listener) (waits, known bool)
 
+	handedOn atomic.Bool   // a successor has the socket as well
 	shut     atomic.Int64  // since m.began: when the socket stopped admitting; 0: it has not
 	again    atomic.Bool   // the queue of a shut socket was found empty once
 	stopping chan struct{} // closed by stop
@@ -482,6 +557,13 @@ func weakness(l net.Listener) (warning logEvent, weak bool) {
 		sentence("%T "+missing, l), true
 }
 
+// owned reports whether this process is the only one that has the socket, so that the
+// kernel may be told to refuse new connections.
+func (l *listener) owned() bool {
+	own := ownOf(l.l)
+	return !l.handedOn.Load() && (l.declared || own != nil && own.alone())
+}
+
 // stop makes the listener empty its accept queue and close itself, and does not
 // wait for that. An owned socket admits no new connections from here on, and is
 // closed when no TCP handshake is under way and its queue is empty. Another is
@@ -492,7 +574,7 @@ func (l *listener) stop() {
 			own.removeFile()
 		}
 		bare := bareListener(l.l)
-		if _, unix := bare.(*net.UnixListener); l.owned && !unix {
+		if _, unix := bare.(*net.UnixListener); l.owned() && !unix {
 			if sock.StopAdmitting(bare, l.reuse) {
 				l.shut.Store(max(1, int64(time.Since(l.m.began))))
 			}

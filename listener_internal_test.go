@@ -39,7 +39,7 @@ func servePortable(t *testing.T, s *Server, l net.Listener) <-chan error {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tl.owned = false
+	tl.handedOn.Store(true) // as if it were shared
 	tl.queued = func(net.Listener) (waits, known bool) { return false, false }
 	done := make(chan error, 1)
 	go func() { done <- s.run(tl) }()

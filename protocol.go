@@ -106,6 +106,10 @@ type Listener struct {
 	// Signals are those that are caught. See Server.Signals.
 	Signals []os.Signal
 
+	// Process, if not nil, connects the Listener to its service manager (systemd), and
+	// to the successor that replaces it in place.
+	Process *Process
+
 	// OnReport is called, if not nil, with the final Report. See Server.OnReport.
 	OnReport func(Report)
 
@@ -297,7 +301,7 @@ func (l *Listener) prepare() error {
 		}
 		tl := newListener(&l.life, m, below, limit)
 		tl.original = l.l
-		tl.owned = isOwn(below) || l.OwnsListener
+		tl.declared = l.OwnsListener
 		tl.reuse = true // SO_REUSEPORT may be set on l; harmless if it is not
 		tl.grace = graceOf(l.IdleGrace)
 		tl.wrap = func(nc net.Conn) (net.Conn, *conn) {
@@ -318,6 +322,7 @@ func (l *Listener) prepare() error {
 			l.life.p.log(warning)
 		}
 		l.life.catch(signalsOf(l.Signals, l.NoSignalHandling))
+		l.life.connect(l.Process, func(context.Context) bool { return true })
 	})
 	return l.err
 }
@@ -327,6 +332,7 @@ func (l *Listener) check() error {
 		notNegative("Listener.Timeout", l.Timeout),
 		notNegative("Listener.ShutdownDelay", l.ShutdownDelay),
 		notNegative("Listener.ListenLimit", l.ListenLimit),
+		l.Process.check(),
 	)
 }
 

@@ -6,40 +6,50 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/seed-121bbccf/graceful"
-	"github.com/seed-121bbccf/graceful/internal/handoff"
 	"github.com/seed-121bbccf/graceful/internal/traffic"
 )
 
-// Processes that hand their sockets to a successor on SIGHUP, under load, lose
-// and refuse nothing, leak no descriptor, and serve on when a successor fails,
-// which each third does here.
+// upgrades is how many upgrades each part of TestUpgrade makes, and a third of them
+// with a successor that crashes.
+var upgrades = flag.Int("upgrades", 9, "upgrades in each part of TestUpgrade")
+
+// TestUpgrade: a Server and a Group that are upgraded by SIGHUP under load over TCP,
+// TLS, HTTP/2 and a unix socket lose and refuse nothing, leak no descriptor, and serve
+// on when a successor fails. The last stop, which has no successor, loses nothing
+// either.
 func TestUpgrade(t *testing.T) {
-	n := 18
-	if testing.Short() {
-		n = 6
+	for _, as := range []string{"server", "group"} {
+		t.Run(as, func(t *testing.T) { testUpgrade(t, as, *upgrades) })
 	}
-	u := startUpgradable(t)
+}
+
+func testUpgrade(t *testing.T, as string, n int) {
+	u := startUpgradable(t, as)
 	type lane struct {
 		kind traffic.Kind
 		tls  bool
 		run  *traffic.Run
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
+	unix := startUnixLoad(ctx, u.unixPath)
 	var lanes []lane
 	for _, k := range []traffic.Kind{traffic.KeepAlive, traffic.NewConn, traffic.HalfNew50, traffic.Upload, traffic.Stream, traffic.HTTP2Once, traffic.Idle} {
 		lanes = append(lanes, lane{kind: k}, lane{kind: k, tls: true})
@@ -85,22 +95,28 @@ func TestUpgrade(t *testing.T) {
 		t.Errorf("the first successor began with %d descriptors, the last with %d", first, u.descriptors)
 	}
 	for _, l := range lanes {
+		if _, _, refused, _ := l.run.Progress(); refused > 0 {
+			t.Errorf("%s, TLS %v: %d refused", l.kind, l.tls, refused)
+		}
+	}
+	unix.last.Store(true)
+	u.stop() // without a successor, and under load
+	answered := unix.stop(t)
+	for _, l := range lanes {
 		res := l.run.Stop()
-		t.Logf("%-13s TLS %-5v %4d answered", l.kind, l.tls, res.Answered)
+		answered += res.Answered
 		if res.Answered == 0 {
 			t.Errorf("%s: nothing was answered", l.kind)
 		}
-		for _, causes := range []map[string]int{res.Refused, res.Lost} {
-			for cause, n := range causes {
-				if cause == "paused" {
-					t.Logf("%s: %d excused: %s", l.kind, n, cause)
-					continue
-				}
-				t.Errorf("%s, TLS %v: %d %s: %s", l.kind, l.tls, n, cause, res.Errors[cause])
+		for cause, n := range res.Lost {
+			if cause == "paused" {
+				t.Logf("%s: %d excused: %s", l.kind, n, cause)
+				continue
 			}
+			t.Errorf("%s, TLS %v: %d lost: %s: %s", l.kind, l.tls, n, cause, res.Errors[cause])
 		}
 	}
-	u.stop()
+	t.Logf("%d upgrades, a third of them failing, and a stop: %d answered", n, answered)
 }
 
 // An upgradable is a chain of processes. Successors inherit its standard output,
@@ -108,20 +124,26 @@ func TestUpgrade(t *testing.T) {
 type upgradable struct {
 	t             *testing.T
 	addr, tlsAddr string
+	unixPath      string
 	crash         string // a file: while it exists, new processes crash
 	lines         *bufio.Scanner
 	pid           int // of the process that serves
 	descriptors   int // that it had just before
 }
 
-func startUpgradable(t *testing.T) *upgradable {
-	u := &upgradable{t: t, crash: filepath.Join(t.TempDir(), "crash")}
+func startUpgradable(t *testing.T, as string) *upgradable {
+	dir, err := os.MkdirTemp("", "upgrade") // a unix socket's path must be short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	u := &upgradable{t: t, crash: filepath.Join(dir, "crash"), unixPath: filepath.Join(dir, "socket")}
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { r.Close() })
-	cmd := exec.Command(os.Args[0], upgradableArg, "-crash", u.crash)
+	cmd := exec.Command(os.Args[0], upgradableArg, "-as", as, "-crash", u.crash, "-unix", u.unixPath)
 	cmd.Stdout, cmd.Stderr = w, w
 	err = cmd.Start()
 	w.Close()
@@ -177,6 +199,63 @@ func (u *upgradable) stop() {
 	u.t.Helper()
 	syscall.Kill(u.pid, syscall.SIGTERM)
 	u.next("stopped")
+	if _, err := os.Lstat(u.unixPath); err == nil {
+		u.t.Error("the last process has left the file of its unix socket")
+	}
+}
+
+// A unixLoad posts requests over a unix socket, one after the other on each of a few
+// connections.
+type unixLoad struct {
+	end  atomic.Bool
+	last atomic.Bool // the server is about to stop: connections may be refused
+	wg   sync.WaitGroup
+
+	mu       sync.Mutex // guards what follows
+	answered int
+	failed   map[string]int // by error
+}
+
+func startUnixLoad(ctx context.Context, path string) *unixLoad {
+	u := &unixLoad{failed: make(map[string]int)}
+	for range 4 {
+		u.wg.Go(func() {
+			tr := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return new(net.Dialer).DialContext(ctx, "unix", path)
+			}}
+			defer tr.CloseIdleConnections()
+			client := http.Client{Transport: tr}
+			for !u.end.Load() && ctx.Err() == nil {
+				resp, err := client.Post("http://unix/", "text/plain", strings.NewReader("hello"))
+				if err == nil {
+					_, err = io.Copy(io.Discard, resp.Body)
+					resp.Body.Close()
+				}
+				var op *net.OpError
+				if errors.As(err, &op) && op.Op == "dial" && u.last.Load() {
+					return
+				}
+				u.mu.Lock()
+				if u.answered++; err != nil {
+					u.answered--
+					u.failed[err.Error()]++
+				}
+				u.mu.Unlock()
+				time.Sleep(5 * time.Millisecond)
+			}
+		})
+	}
+	return u
+}
+
+func (u *unixLoad) stop(t *testing.T) (answered int) {
+	t.Helper()
+	u.end.Store(true)
+	u.wg.Wait()
+	if u.answered == 0 || len(u.failed) > 0 {
+		t.Errorf("unix socket: %d answered, failed: %v", u.answered, u.failed)
+	}
+	return u.answered
 }
 
 // upgradableArg is the first argument that makes the test binary such a process.
@@ -185,11 +264,13 @@ const upgradableArg = "upgradable"
 func init() { modes[upgradableArg] = runUpgradable }
 
 func runUpgradable(args []string) int {
-	time.AfterFunc(3*time.Minute, func() { os.Exit(1) }) // none outlasts the tests for long
+	time.AfterFunc(6*time.Minute, func() { os.Exit(1) }) // none outlasts the tests for long
 	fs := flag.NewFlagSet(upgradableArg, flag.ExitOnError)
+	as := fs.String("as", "server", "")
 	crash := fs.String("crash", "", "")
 	addr := fs.String("addr", "127.0.0.1:0", "")
 	tlsAddr := fs.String("tls-addr", "127.0.0.1:0", "")
+	unixPath := fs.String("unix", "", "")
 	fs.Parse(args)
 	if _, err := os.Stat(*crash); err == nil {
 		os.Exit(3)
@@ -198,26 +279,24 @@ func runUpgradable(args []string) int {
 		fmt.Println(err)
 		return 1
 	}
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-
-	handed, err := handoff.Receive()
-	if err != nil {
-		return fail(err)
-	}
-	var sockets []handoff.Socket
-	for _, a := range []string{*addr, *tlsAddr} {
-		s, ok := handed.Take("tcp", a)
-		if !ok {
-			// Not graceful.Listen: that socket would be shut for the successor too.
-			if s.Listener, err = net.Listen("tcp", a); err != nil {
-				return fail(err)
-			}
-			s.Owned = true
+	var sockets []net.Listener
+	for _, a := range [][2]string{{"tcp", *addr}, {"tcp", *tlsAddr}, {"unix", *unixPath}} {
+		l, err := graceful.Listen(a[0], a[1])
+		if err != nil {
+			return fail(err)
 		}
-		sockets = append(sockets, s)
+		sockets = append(sockets, l)
 	}
-
+	here, hereTLS := sockets[0].Addr().String(), sockets[1].Addr().String()
+	process := &graceful.Process{
+		UpgradeSignals: []os.Signal{syscall.SIGHUP},
+		Args:           []string{upgradableArg, "-as", *as, "-crash", *crash, "-addr", here, "-tls-addr", hereTLS, "-unix", *unixPath},
+	}
+	logFunc := func(format string, args ...any) {
+		if line := fmt.Sprintf(format, args...); strings.Contains(line, "did not become ready") {
+			fmt.Println("failed", line)
+		}
+	}
 	p := new(http.Protocols)
 	p.SetHTTP1(true)
 	p.SetHTTP2(true)
@@ -226,39 +305,33 @@ func runUpgradable(args []string) int {
 		Server:       &http.Server{Handler: &traffic.Handler{Draining: graceful.Draining}, Protocols: p, TLSConfig: traffic.ServerTLS()},
 		Timeout:      20 * time.Second,
 		WaitHijacked: true,
+		LogFunc:      logFunc,
+	}
+	serve := []func() error{
+		func() error { return srv.Serve(sockets[0]) },
+		func() error { return srv.ServeTLS(sockets[1], "", "") },
+		func() error { return srv.Serve(sockets[2]) },
 	}
 	open, _ := os.ReadDir("/proc/self/fd") // none where there is no such directory
-	over := make(chan error, 2)
-	go func() { over <- srv.Serve(sockets[0]) }()
-	go func() { over <- srv.ServeTLS(sockets[1], "", "") }()
-	if err := handed.Ready(); err != nil {
-		return fail(err)
-	}
-	here, hereTLS := sockets[0].Addr().String(), sockets[1].Addr().String()
 	fmt.Println("serving", os.Getpid(), len(open), here, hereTLS)
-	for {
-		select {
-		case <-hup:
-			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-			_, err := handoff.Start(ctx, handoff.Options{
-				Sockets: sockets,
-				Args:    []string{upgradableArg, "-crash", *crash, "-addr", here, "-tls-addr", hereTLS},
-			})
-			cancel()
-			if err != nil {
-				fmt.Println("failed", err)
-				continue
-			}
-			go srv.Shutdown(context.Background())
-		case err := <-over:
-			if err == nil {
-				err = <-over
-			}
-			if err != nil {
-				return fail(err)
-			}
-			fmt.Println("stopped", os.Getpid())
-			return 0
+	var err error
+	if *as == "group" {
+		g := &graceful.Group{Process: process, Timeout: 20 * time.Second, LogFunc: logFunc}
+		g.Add("web", srv, serve...)
+		err = g.Run(context.Background())
+	} else {
+		srv.Process = process
+		over := make(chan error, len(serve))
+		for _, f := range serve {
+			go func() { over <- f() }()
+		}
+		for range serve {
+			err = errors.Join(err, <-over)
 		}
 	}
+	if err != nil {
+		return fail(err)
+	}
+	fmt.Println("stopped", os.Getpid())
+	return 0
 }

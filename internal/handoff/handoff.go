@@ -25,6 +25,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -179,25 +180,26 @@ func (s *Sockets) Unused() []string {
 
 // Ready tells the predecessor, if there is one, that this process serves, and
 // closes the sockets that were not taken, so that their clients do not wait in vain.
-// Further calls do nothing. An error means that the predecessor has gone, or
-// has given up on this process and is about to end it.
-func (s *Sockets) Ready() error {
+// It reports whether there is one. Further calls do nothing and report false. An error
+// means that the predecessor has gone, or has given up on this process and is about to
+// end it.
+func (s *Sockets) Ready() (told bool, err error) {
 	if s == nil {
-		return nil
+		return false, nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closeLeftLocked()
 	if s.ready == nil {
-		return nil
+		return false, nil
 	}
-	_, err := s.ready.WriteString(readyMessage)
+	_, err = s.ready.WriteString(readyMessage)
 	s.ready.Close()
 	s.ready = nil
 	if err != nil {
-		return fmt.Errorf("tell the predecessor: %w", err)
+		return false, fmt.Errorf("tell the predecessor: %w", err)
 	}
-	return nil
+	return true, nil
 }
 
 // Close closes what was not taken. If Ready was not called before, a
@@ -253,6 +255,15 @@ type Successor struct {
 
 // PID returns the successor's process ID.
 func (s *Successor) PID() int { return s.cmd.Process.Pid }
+
+// Terminate asks the successor to end, as SIGTERM does, and does not wait for that.
+func (s *Successor) Terminate() { s.cmd.Process.Signal(syscall.SIGTERM) }
+
+// HasSocket reports whether l has a socket that Start can hand on.
+func HasSocket(l net.Listener) bool {
+	_, ok := l.(syscall.Conn)
+	return ok
+}
 
 // Exited returns a channel that is closed when the successor has ended.
 func (s *Successor) Exited() <-chan struct{} { return s.exited }

@@ -122,8 +122,8 @@ func TestNothing(t *testing.T) {
 		if _, ok := s.TakeName(""); ok {
 			t.Error("TakeName found something")
 		}
-		if err := s.Ready(); err != nil || s.Unused() != nil {
-			t.Error(err, s.Unused())
+		if told, err := s.Ready(); told || err != nil || s.Unused() != nil {
+			t.Error(told, err, s.Unused())
 		}
 		s.Close()
 	}

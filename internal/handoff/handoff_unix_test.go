@@ -105,7 +105,7 @@ func TestChild(t *testing.T) {
 	for _, c := range taken {
 		go serve(c, a, taken)
 	}
-	if err := s.Ready(); err != nil {
+	if _, err := s.Ready(); err != nil {
 		os.Exit(7)
 	}
 	select {}

@@ -1,0 +1,441 @@
+package graceful
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/seed-121bbccf/graceful/internal/handoff"
+	"github.com/seed-121bbccf/graceful/internal/sdnotify"
+)
+
+// A Process says how a Server, Listener or Group deals with what surrounds its
+// process: the service manager that has started it, and the successor that replaces
+// it without a moment in which connections are refused. One of them in a process
+// should have a Process. In a Group that is the Group; its members' are not used.
+//
+// With a Process, systemd (a service of Type=notify) and a predecessor are told as soon
+// as this process serves and is ready: a Server and a Group when their ReadyHandler
+// would answer 200, a Listener when Accept is called. systemd is also told when the
+// shutdown begins (STOPPING=1), and how long it may take (EXTEND_TIMEOUT_USEC): for
+// ShutdownDelay and Timeout, or the Group's budget, and without limit if there is none.
+//
+// A successor is started by the method Upgrade, or by a signal. It gets the sockets
+// that Listen has opened in this process, or that this Server, Listener or Group
+// serves, by the protocol of systemd's socket activation, and takes them with Listen,
+// by address. When it is ready, this process begins its shutdown, without
+// ShutdownDelay, and closes nothing that they share: connections in the accept queue
+// are the successor's. If the successor exits, or is not ready in time, this process
+// serves on. If a shutdown begins meanwhile, the successor is ended.
+//
+// Upgrades work on Unix systems. On others Upgrade returns an error that wraps
+// errors.ErrUnsupported.
+type Process struct {
+	// UpgradeSignals are the signals that start a successor, such as SIGHUP or
+	// SIGUSR2. An error is logged. nil means that only Upgrade starts one.
+	UpgradeSignals []os.Signal
+
+	// UpgradeTimeout is how long a successor may take until it is ready. 0 means a
+	// minute.
+	UpgradeTimeout time.Duration
+
+	// Path is the program to start. "" means this process's own, from the path at
+	// which it was started: a new file there is a new program. If that path is a
+	// symbolic link that a deployment redirects, set Path to the link.
+	Path string
+
+	// Args are the program's arguments without its name. nil means this process's.
+	Args []string
+
+	// Env is the program's environment. nil means this process's.
+	Env []string
+}
+
+// check returns an error if a field of p, which may be nil, has an invalid value.
+func (p *Process) check() error {
+	if p == nil {
+		return nil
+	}
+	return notNegative("Process.UpgradeTimeout", p.UpgradeTimeout)
+}
+
+var (
+	// handedDown takes the sockets over that were handed to this process.
+	handedDown = sync.OnceValues(handoff.Receive)
+
+	// predecessorTold says that the predecessor knows that this process is ready, and
+	// leaves the sockets to it.
+	predecessorTold atomic.Bool
+
+	// listening are the sockets that Listen has returned and that are not closed.
+	listeningMu sync.Mutex // guards listening
+	listening   = make(map[*ownListener]bool)
+)
+
+// A processLink does for a Server, Listener or Group what its Process says.
+type processLink struct {
+	*Process
+	begun   <-chan struct{} // closed when the shutdown begins
+	stopped <-chan struct{} // closed when it is over
+	log     func(logEvent)
+	ready   func(context.Context) bool
+	serving func() []*listener
+	budget  func() time.Duration // of the shutdown; 0 for no limit
+
+	// handOver begins the shutdown for reason after calling share, unless a shutdown
+	// has begun: then it does neither and reports false.
+	handOver func(reason string, share func()) bool
+
+	upgrading  atomic.Bool
+	handedOver atomic.Bool // a successor serves, or is about to
+}
+
+// run tells systemd and the predecessor what happens, and starts successors, until the
+// shutdown is over.
+func (k *processLink) run() {
+	upgrade := make(chan os.Signal, 1)
+	notify(upgrade, k.UpgradeSignals)
+	defer signal.Stop(upgrade)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	isReady := make(chan bool, 1)
+	go func() { isReady <- k.awaitReady(ctx) }()
+	for {
+		select {
+		case ok := <-isReady:
+			isReady = nil
+			if ok {
+				k.sayReady()
+			}
+		case <-upgrade:
+			go func() {
+				if err := k.upgrade(ctx); err != nil {
+					k.log(event(slog.LevelError, "upgrade failed", slog.String("error", err.Error())).sentence("%v", err))
+				}
+			}()
+		case <-k.begun:
+			signal.Stop(upgrade)
+			k.sayStopping()
+			<-k.stopped
+			return
+		}
+	}
+}
+
+// awaitReady waits until ready reports true, and reports false if the shutdown begins
+// first. Readiness may depend on checks of anything, so it is asked for repeatedly.
+func (k *processLink) awaitReady(ctx context.Context) bool {
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for !k.ready(ctx) {
+		select {
+		case <-tick.C:
+		case <-k.begun:
+			return false
+		}
+	}
+	return !isClosed(k.begun)
+}
+
+// sayReady tells the predecessor that this process is ready, and systemd if there is no
+// predecessor: otherwise that tells systemd.
+func (k *processLink) sayReady() {
+	sockets, err := handedDown()
+	if err != nil {
+		k.warn(err)
+		return
+	}
+	hadPredecessor, err := sockets.Ready()
+	if err != nil {
+		k.warn(err)
+		return
+	}
+	predecessorTold.Store(true)
+	if !hadPredecessor {
+		k.notify(sdnotify.Ready)
+	}
+}
+
+// sayStopping tells systemd that the shutdown has begun, and how long it may take, unless
+// a successor is the service now. It returns when the shutdown is over, if that has no
+// limit, otherwise at once.
+func (k *processLink) sayStopping() {
+	if k.handedOver.Load() {
+		return
+	}
+	const margin = 5 * time.Second
+	if budget := k.budget(); budget > 0 {
+		k.notify(sdnotify.Stopping, sdnotify.ExtendTimeout(budget+margin))
+		return
+	}
+	k.notify(sdnotify.Stopping, sdnotify.ExtendTimeout(3*margin))
+	tick := time.NewTicker(margin)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			k.notify(sdnotify.ExtendTimeout(3 * margin))
+		case <-k.stopped:
+			return
+		}
+	}
+}
+
+func (k *processLink) notify(messages ...string) {
+	if err := sdnotify.Send(messages...); err != nil {
+		k.warn(err)
+	}
+}
+
+func (k *processLink) warn(err error) {
+	k.log(event(slog.LevelWarn, "process notification failed", slog.String("error", err.Error())).sentence("graceful: %v", err))
+}
+
+// upgrade starts a successor, waits until it is ready and begins the shutdown.
+func (k *processLink) upgrade(ctx context.Context) error {
+	fail := func(err error) error { return fmt.Errorf("graceful: upgrade: %w", err) }
+	if !k.upgrading.CompareAndSwap(false, true) {
+		return fail(errors.New("another one is under way"))
+	}
+	defer k.upgrading.Store(false)
+	stopping := errors.New("a shutdown has begun")
+	if isClosed(k.begun) {
+		return fail(stopping)
+	}
+	sockets, share, err := k.sockets()
+	if err != nil {
+		return fail(err)
+	}
+	k.log(event(slog.LevelInfo, "starting a successor", slog.Int("sockets", len(sockets))).
+		sentence("upgrade: starting a successor with %d sockets", len(sockets)))
+	k.notify(sdnotify.Reloading())
+
+	timeout := cmp.Or(k.UpgradeTimeout, time.Minute)
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("not ready within %s", timeout))
+	defer cancel()
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	go func() {
+		select {
+		case <-k.begun:
+			stop(stopping)
+		case <-ctx.Done():
+		}
+	}()
+	successor, err := handoff.Start(ctx, handoff.Options{Sockets: sockets, Path: k.Path, Args: k.Args, Env: k.Env})
+	if err == nil {
+		k.handedOver.Store(true)
+		if !k.handOver(fmt.Sprintf("upgrade to process %d", successor.PID()), share) {
+			k.handedOver.Store(false)
+			successor.Terminate()
+			err = stopping
+		}
+	}
+	if err != nil {
+		if !isClosed(k.begun) {
+			k.notify(sdnotify.Ready)
+		}
+		return fail(err)
+	}
+	k.notify(sdnotify.MainPID(successor.PID()), sdnotify.Ready)
+	return nil
+}
+
+// sockets returns what a successor gets, and a function that records that it has got it.
+func (k *processLink) sockets() (sockets []handoff.Socket, share func(), err error) {
+	serving := k.serving()
+	have := make(map[*ownListener]bool)
+	for _, l := range serving {
+		s := handoff.Socket{Listener: bareListener(l.l), Owned: l.owned()}
+		if own := ownOf(l.l); own != nil {
+			have[own] = true
+			s.Name, s.Owned = own.name, own.family
+		}
+		if !handoff.HasSocket(s.Listener) {
+			return nil, nil, fmt.Errorf("the listener on %s, a %T, has no socket to hand on", l.Addr(), l.original)
+		}
+		sockets = append(sockets, s)
+	}
+	listeningMu.Lock()
+	var others []*ownListener
+	for own := range listening {
+		if !have[own] {
+			others = append(others, own)
+			sockets = append(sockets, handoff.Socket{Listener: own.Listener, Name: own.name, Owned: own.family})
+		}
+	}
+	listeningMu.Unlock()
+	if len(sockets) == 0 {
+		return nil, nil, errors.New("nothing is served")
+	}
+	return sockets, func() {
+		for _, l := range serving {
+			l.handedOn.Store(true)
+			if own := ownOf(l.l); own != nil {
+				own.handedOn.Store(true)
+			}
+			if ul, ok := bareListener(l.l).(*net.UnixListener); ok {
+				ul.SetUnlinkOnClose(false)
+			}
+		}
+		for _, own := range others {
+			own.handedOn.Store(true)
+		}
+	}, nil
+}
+
+// Upgrade replaces this process as Process says: it starts the successor, waits until
+// that is ready, begins the shutdown and returns nil; Serve returns when the shutdown
+// is over. If the successor does not become ready, or ctx ends first, Upgrade returns
+// the error once the successor has ended, and this process serves on. It returns an
+// error at once if Process is nil, nothing is served, a shutdown has begun, or an
+// upgrade is under way.
+func (s *Server) Upgrade(ctx context.Context) error {
+	s.init()
+	return s.life.upgrade(ctx, s.Process)
+}
+
+// Upgrade replaces this process as Process says. See Server.Upgrade.
+func (l *Listener) Upgrade(ctx context.Context) error {
+	l.init()
+	return l.life.upgrade(ctx, l.Process)
+}
+
+// Upgrade replaces this process as Process says. See Server.Upgrade. Servers that were
+// added by the method Server take part if their sockets come from Listen.
+func (g *Group) Upgrade(ctx context.Context) error {
+	g.mu.Lock()
+	link := g.link
+	g.mu.Unlock()
+	return upgradeBy(ctx, link, g.Process)
+}
+
+func (lc *lifecycle) upgrade(ctx context.Context, p *Process) error {
+	lc.mu.Lock()
+	link := lc.link
+	lc.mu.Unlock()
+	return upgradeBy(ctx, link, p)
+}
+
+func upgradeBy(ctx context.Context, link *processLink, p *Process) error {
+	switch {
+	case p == nil:
+		return errors.New("graceful: upgrade: the field Process is nil")
+	case link == nil:
+		return errors.New("graceful: upgrade: nothing is served, or Process belongs to a member of a Group")
+	}
+	return link.upgrade(ctx)
+}
+
+// connect starts the processLink of p, if p is not nil, once, and not in a Group.
+func (lc *lifecycle) connect(p *Process, ready func(context.Context) bool) {
+	lc.mu.Lock()
+	defer lc.mu.Unlock()
+	if p == nil || lc.joined || lc.link != nil {
+		return
+	}
+	lc.link = &processLink{
+		Process:  p,
+		begun:    lc.begun,
+		stopped:  lc.stopped,
+		log:      lc.p.log,
+		ready:    ready,
+		serving:  lc.serving,
+		budget:   lc.budget,
+		handOver: lc.handOver,
+	}
+	go lc.link.run()
+}
+
+func (lc *lifecycle) serving() []*listener {
+	lc.mu.Lock()
+	defer lc.mu.Unlock()
+	return append([]*listener(nil), lc.listeners...)
+}
+
+// budget returns how long the shutdown may take, 0 for no limit.
+func (lc *lifecycle) budget() time.Duration {
+	lc.mu.Lock()
+	defer lc.mu.Unlock()
+	if lc.timeout == 0 {
+		return 0
+	}
+	return lc.cfg.delay + lc.timeout
+}
+
+// handOver begins the shutdown after calling share, unless one has begun. The delay,
+// and refusing requests while the listeners are open, are for a process whose port
+// is closed in the end.
+func (lc *lifecycle) handOver(reason string, share func()) bool {
+	lc.mu.Lock()
+	defer lc.mu.Unlock()
+	if lc.Phase() != PhaseServing {
+		return false
+	}
+	share()
+	lc.handedOver.Store(true)
+	lc.cfg.delay = 0
+	lc.beginLocked(reason)
+	return true
+}
+
+// connect starts the processLink, if Process is not nil.
+func (g *Group) connect() {
+	if g.Process == nil {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.link = &processLink{
+		Process: g.Process,
+		begun:   g.begun,
+		stopped: g.stopped,
+		log:     g.log,
+		ready:   func(ctx context.Context) bool { return g.unready(ctx) == "" },
+		serving: func() (all []*listener) {
+			for _, lc := range g.lifecycles() {
+				all = append(all, lc.serving()...)
+			}
+			return all
+		},
+		budget: func() time.Duration { return g.Timeout },
+		handOver: func(reason string, share func()) bool {
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			if g.reason != "" {
+				return false
+			}
+			share()
+			for _, lc := range g.lifecycles() {
+				lc.handedOver.Store(true)
+			}
+			g.handedOver = true
+			g.beginLocked(reason, nil)
+			return true
+		},
+	}
+	go g.link.run()
+}
+
+// lifecycles returns those of the members. No server is added once the group has been
+// started.
+func (g *Group) lifecycles() []*lifecycle {
+	var all []*lifecycle
+	for _, t := range g.servers {
+		switch m := t.member.(type) {
+		case *Server:
+			all = append(all, &m.life)
+		case *Listener:
+			all = append(all, &m.life)
+		}
+	}
+	return all
+}
