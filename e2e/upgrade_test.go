@@ -41,7 +41,7 @@ func TestUpgrade(t *testing.T) {
 }
 
 func testUpgrade(t *testing.T, as string, n int) {
-	u := startUpgradable(t, as)
+	u := startUpgradable(t, as, nil)
 	type lane struct {
 		kind traffic.Kind
 		tls  bool
@@ -131,7 +131,8 @@ type upgradable struct {
 	descriptors   int // that it had just before
 }
 
-func startUpgradable(t *testing.T, as string) *upgradable {
+// startUpgradable starts the first process. prepare, if not nil, changes the command.
+func startUpgradable(t *testing.T, as string, prepare func(*exec.Cmd)) *upgradable {
 	dir, err := os.MkdirTemp("", "upgrade") // a unix socket's path must be short
 	if err != nil {
 		t.Fatal(err)
@@ -145,6 +146,9 @@ func startUpgradable(t *testing.T, as string) *upgradable {
 	t.Cleanup(func() { r.Close() })
 	cmd := exec.Command(os.Args[0], upgradableArg, "-as", as, "-crash", u.crash, "-unix", u.unixPath)
 	cmd.Stdout, cmd.Stderr = w, w
+	if prepare != nil {
+		prepare(cmd)
+	}
 	err = cmd.Start()
 	w.Close()
 	if err != nil {
@@ -315,11 +319,21 @@ func runUpgradable(args []string) int {
 	open, _ := os.ReadDir("/proc/self/fd") // none where there is no such directory
 	fmt.Println("serving", os.Getpid(), len(open), here, hereTLS)
 	var err error
-	if *as == "group" {
+	switch *as {
+	case "listener": // serves the first socket only; all are handed on
+		l := graceful.NewListener(sockets[0])
+		l.Process, l.Timeout, l.LogFunc = process, 20*time.Second, logFunc
+		if err = srv.Server.Serve(l); errors.Is(err, net.ErrClosed) {
+			err = nil
+		}
+		for _, l := range sockets {
+			l.Close()
+		}
+	case "group":
 		g := &graceful.Group{Process: process, Timeout: 20 * time.Second, LogFunc: logFunc}
 		g.Add("web", srv, serve...)
 		err = g.Run(context.Background())
-	} else {
+	default:
 		srv.Process = process
 		over := make(chan error, len(serve))
 		for _, f := range serve {

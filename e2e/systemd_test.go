@@ -1,0 +1,99 @@
+//go:build unix
+
+package e2e
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestSystemdNotify: what a notify socket is told at the start, at an upgrade that
+// fails, at one that succeeds, and at the stop.
+func TestSystemdNotify(t *testing.T) {
+	for _, as := range []string{"server", "group", "listener"} {
+		t.Run(as, func(t *testing.T) {
+			dir, err := os.MkdirTemp("", "notify")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer os.RemoveAll(dir)
+			path := filepath.Join(dir, "socket")
+			nc, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer nc.Close()
+			says := func(want string) {
+				t.Helper()
+				nc.SetReadDeadline(time.Now().Add(20 * time.Second))
+				b := make([]byte, 1000)
+				n, err := nc.Read(b)
+				got := strings.ReplaceAll(string(b[:n]), "\n", " ")
+				if err != nil || !regexp.MustCompile("^"+want+"$").MatchString(got) {
+					t.Errorf("systemd is told %q, %v; want %s", got, err, want)
+				}
+			}
+			u := startUpgradable(t, as, func(cmd *exec.Cmd) { cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+path) })
+			says("READY=1")
+			u.upgrade(true)
+			says("RELOADING=1 MONOTONIC_USEC=[0-9]+")
+			says("READY=1")
+			u.upgrade(false)
+			says("RELOADING=1 MONOTONIC_USEC=[0-9]+")
+			says(fmt.Sprintf("MAINPID=%d READY=1", u.pid))
+			u.stop()
+			says("STOPPING=1 EXTEND_TIMEOUT_USEC=25000000")
+		})
+	}
+}
+
+// TestSocketActivation: a socket that systemd hands down is served, and left open for
+// systemd when the process stops. A successor gets it as well.
+func TestSocketActivation(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	f, err := l.(*net.TCPListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	u := startUpgradable(t, "server", func(cmd *exec.Cmd) {
+		// LISTEN_PID is the process's own, which only it knows.
+		cmd.Args = append([]string{"sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`, cmd.Path}, append(cmd.Args[1:], "-addr", l.Addr().String())...)
+		cmd.Path = "/bin/sh"
+		cmd.Env = append(os.Environ(), "LISTEN_FDS=1", "LISTEN_FDNAMES=web.socket")
+		cmd.ExtraFiles = []*os.File{f}
+	})
+	if u.addr != l.Addr().String() {
+		t.Fatalf("serves on %s, not on %s", u.addr, l.Addr())
+	}
+	get := func() {
+		t.Helper()
+		client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+		resp, err := client.Get("http://" + u.addr + "/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+	}
+	get()
+	u.upgrade(false)
+	get()
+	u.stop()
+	nc, err := net.Dial("tcp", u.addr) // into the queue, where systemd would see it
+	if err != nil {
+		t.Fatalf("the socket was closed to new connections: %v", err)
+	}
+	nc.Close()
+}

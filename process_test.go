@@ -1,0 +1,90 @@
+package graceful_test
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/seed-121bbccf/graceful"
+)
+
+// TestUpgradeRefused: what makes an upgrade impossible is said at once, and the server
+// serves on.
+func TestUpgradeRefused(t *testing.T) {
+	wants := func(err error, text string) {
+		t.Helper()
+		if err == nil || !strings.Contains(err.Error(), text) {
+			t.Errorf("%v, want %q", err, text)
+		}
+	}
+	wants(new(graceful.Server).Upgrade(bg), "the field Process is nil")
+	wants(new(graceful.Group).Upgrade(bg), "the field Process is nil")
+	wants(newListener(newVirtSocket()).Upgrade(bg), "the field Process is nil")
+	wants((&graceful.Server{Process: new(graceful.Process)}).Upgrade(bg), "nothing is served")
+
+	s := serve(t, &graceful.Server{Server: new(http.Server), Process: new(graceful.Process), IdleGrace: ms}, newVirtSocket())
+	waitAddr(s)
+	wants(s.Upgrade(bg), "a graceful_test.virtSocket, has no socket to hand on")
+	if s.Phase() != graceful.PhaseServing {
+		t.Error(s.Phase())
+	}
+	s.Shutdown(bg)
+	wants(s.Upgrade(bg), "a shutdown has begun")
+
+	bad := &graceful.Process{UpgradeTimeout: -1}
+	const text = "graceful: Process.UpgradeTimeout is negative: -1ns"
+	wants((&graceful.Server{Process: bad}).Serve(newVirtSocket()), text)
+	_, err := (&graceful.Group{Process: bad}).Start(bg)
+	wants(err, text)
+	l := newListener(newVirtSocket())
+	l.Process = bad
+	_, err = l.Accept()
+	wants(err, text)
+}
+
+// TestUpgradeFails: a successor that does not start, ends early, or is not ready in
+// time, leaves the server as it was. So does a stop, which it ends with.
+func TestUpgradeFails(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("where it is not supported")
+	}
+	t.Parallel()
+	for _, tc := range []struct {
+		name, want string
+		process    graceful.Process
+		stop       bool
+	}{
+		{"no program", "no such file", graceful.Process{Path: "/does/not/exist"}, false},
+		{"exits", "exit status 7", graceful.Process{Path: "/bin/sh", Args: []string{"-c", "exit 7"}}, false},
+		{"not in time", "not ready within 100ms", graceful.Process{Path: "/bin/sleep", Args: []string{"30"}, UpgradeTimeout: 100 * ms}, false},
+		{"stopped", "a shutdown has begun", graceful.Process{Path: "/bin/sleep", Args: []string{"30"}}, true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			srv := &graceful.Server{Server: &http.Server{Addr: "127.0.0.1:0", Handler: text("served")}, NoSignalHandling: true, IdleGrace: ms, Process: &tc.process}
+			if _, err := srv.Start(bg); err != nil {
+				t.Fatal(err)
+			}
+			if tc.stop {
+				time.AfterFunc(100*ms, func() { srv.Stop(0) })
+			}
+			began := time.Now()
+			err := srv.Upgrade(context.Background())
+			if err == nil || !strings.Contains(err.Error(), tc.want) || time.Since(began) > 20*time.Second {
+				t.Errorf("%v after %v, want %q", err, time.Since(began), tc.want)
+			}
+			if !tc.stop {
+				if got := fetch("http", srv.Addrs()[0]); got != "served" {
+					t.Errorf("got %q", got)
+				}
+			}
+			if err := srv.Shutdown(bg); err != nil || errors.Is(srv.Wait(), graceful.ErrKilled) {
+				t.Error(err)
+			}
+		})
+	}
+}
