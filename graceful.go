@@ -308,7 +308,7 @@ func (s *Server) Start(ctx context.Context) (stopped <-chan struct{}, err error)
 		return nil, err
 	}
 	forget := context.AfterFunc(ctx, func() {
-		s.life.begin(fmt.Sprintf("the context of Start: %v", context.Cause(ctx)), nil)
+		s.life.begin("the context of Start: "+firstLine(context.Cause(ctx)), nil)
 	})
 	go func() {
 		defer forget() // ctx may outlive the server

@@ -137,6 +137,8 @@ type Group struct {
 	took       time.Duration
 	err        error // for Wait
 
+	lines shutdownLog // its write is set by initLocked
+
 	// No values are sent on these. Made by initLocked, never replaced.
 	begun    chan struct{} // closed when the shutdown begins
 	draining chan struct{} // closed when ShutdownDelay is over
@@ -269,7 +271,7 @@ func (g *Group) Go(name string, fn func(ctx context.Context) error) {
 		}
 		g.startWorkerLocked(t)
 	default:
-		go g.log(event(slog.LevelWarn, "worker added too late", slog.String("name", t.name)).
+		g.log(event(slog.LevelWarn, "worker added too late", slog.String("name", t.name)).
 			sentence("worker %s was added too late and is not started", t.name))
 	}
 }
@@ -290,7 +292,7 @@ func (g *Group) Defer(name string, fn func(ctx context.Context) error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.state >= groupWorkless {
-		go g.log(event(slog.LevelWarn, "cleanup added too late", slog.String("name", t.name)).
+		g.log(event(slog.LevelWarn, "cleanup added too late", slog.String("name", t.name)).
 			sentence("cleanup %s was added too late and is not run", t.name))
 		return
 	}

@@ -81,6 +81,7 @@ func (g *Group) Report() GroupReport {
 // MarshalJSON writes the durations as numbers of seconds.
 func (r GroupReport) MarshalJSON() ([]byte, error) {
 	type plain GroupReport
+	r.Entries = append([]GroupEntry{}, r.Entries...) // [], not null
 	return json.Marshal(struct {
 		plain
 		Took    seconds `json:"took_seconds"`
@@ -292,7 +293,11 @@ func firstLine(err error) string {
 	return s
 }
 
-func (g *Group) log(e logEvent) {
+// log queues e for the log. It does not block.
+func (g *Group) log(e logEvent) { g.lines.add(e) }
+
+// write writes e. It blocks as long as the log does.
+func (g *Group) write(e logEvent) {
 	e.format = "graceful: " + e.format
 	logSink{g.Slog, g.LogFunc, g.Logger}.log(e)
 }

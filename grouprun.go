@@ -51,11 +51,11 @@ func (g *Group) Start(ctx context.Context) (stopped <-chan struct{}, err error) 
 		stopSignals = catchSignalsUntil(make(chan struct{}), sigs, g.signalled, g.signalledAgain)
 	}
 	forget := context.AfterFunc(ctx, func() {
-		g.begin(fmt.Sprintf("context ended: %v", context.Cause(ctx)), nil)
+		g.begin("context ended: "+firstLine(context.Cause(ctx)), nil)
 	})
 	if ctx.Err() != nil {
 		// AfterFunc calls it on another goroutine, perhaps after a server was started.
-		g.begin(fmt.Sprintf("context ended: %v", context.Cause(ctx)), nil)
+		g.begin("context ended: "+firstLine(context.Cause(ctx)), nil)
 	}
 	release := func() {
 		forget()
@@ -230,6 +230,7 @@ func (g *Group) initLocked() {
 		g.draining = make(chan struct{})
 		g.killed = make(chan struct{})
 		g.stopped = make(chan struct{})
+		g.lines.write = g.write
 	}
 }
 
@@ -300,6 +301,7 @@ func (g *Group) run(release func()) {
 	g.log(event(slog.LevelInfo, "group shutdown over", r.LogValue().Group()...).
 		sentence("stopped after %v: %s", r.Took.Round(time.Millisecond), r.summary()))
 	callReportHook(g.OnReport, r)
+	g.lines.close()
 	close(g.stopped)
 }
 

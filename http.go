@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"maps"
 	"net"
 	"net/http"
@@ -335,14 +334,13 @@ func (l requestLine) String() string {
 	return l.method + " " + target
 }
 
-// attrs returns the method and the path for slog. The path is cut off where the
-// target is, and is not quoted, because slog's handlers do that.
-func (l requestLine) attrs() []slog.Attr {
-	path := l.target
-	if i := strings.IndexAny(path, "?#"); i >= 0 {
-		path = path[:i]
+// path returns the target without its query, which may hold secrets. It is cut off
+// where the target is, and is not quoted, because slog's handlers do that.
+func (l requestLine) path() string {
+	if i := strings.IndexAny(l.target, "?#"); i >= 0 {
+		return l.target[:i]
 	}
-	return []slog.Attr{slog.String("method", l.method), slog.String("path", path)}
+	return l.target
 }
 
 // maxTarget is how many bytes of a request's target are kept and reported, and

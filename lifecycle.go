@@ -286,7 +286,7 @@ func (lc *lifecycle) tryBegin(reason string, timeout *time.Duration) bool {
 	if lc.p.beforeShutdown() {
 		lc.begin(reason, timeout)
 	} else {
-		lc.p.log(event(slog.LevelInfo, "shutdown refused", slog.String("reason", reason)).
+		lc.log.add(event(slog.LevelInfo, "shutdown refused", slog.String("reason", reason)).
 			sentence("shutdown (%s) refused by BeforeShutdown", reason))
 	}
 	return lc.Phase() != PhaseServing
@@ -389,7 +389,7 @@ func (lc *lifecycle) wait(ctx context.Context) error {
 		if isClosed(lc.stopped) { // select picks at random if both are ready
 			break
 		}
-		lc.kill(fmt.Sprintf("the context of Shutdown: %v", context.Cause(ctx)))
+		lc.kill("the context of Shutdown: "+firstLine(context.Cause(ctx)))
 		<-lc.stopped
 		return ctx.Err()
 	}
@@ -414,7 +414,7 @@ func (lc *lifecycle) fail(addr net.Addr, err error) {
 		lc.failure = err
 	}
 	lc.mu.Unlock()
-	lc.begin(fmt.Sprintf("accepting on %s failed: %v", addr, err), nil)
+	lc.begin(fmt.Sprintf("accepting on %s failed: %s", addr, firstLine(err)), nil)
 }
 
 // moments returns the channels of Draining and ShutdownBegun.
@@ -603,7 +603,6 @@ func (lc *lifecycle) killLeft(m *manager) {
 	lc.note(m.last)
 	// The connections' states are read before beginKill ends the contexts, because
 	// a TLS handshake returns as soon as its context ends.
-	now := time.Since(m.began)
 	killed := make([]KilledConn, 0, len(left))
 	requests := make([][]requestLine, 0, len(left))
 	cut := left[:0]
@@ -612,7 +611,9 @@ func (lc *lifecycle) killLeft(m *manager) {
 		if w.state() == connClosed {
 			continue
 		}
-		k := KilledConn{State: w.state().String(), Age: now - w.since()}
+		// The time is read after the state, which changes meanwhile, so that no age is
+		// negative.
+		k := KilledConn{State: w.state().String(), Age: time.Since(m.began) - w.since()}
 		lines := lc.p.requests(c)
 		for _, r := range lines {
 			k.Requests = append(k.Requests, r.String())
@@ -645,9 +646,13 @@ func (lc *lifecycle) killLeft(m *manager) {
 func killEvent(k KilledConn, requests []requestLine) logEvent {
 	attrs := k.connAttrs()
 	if len(requests) == 1 {
-		attrs = append(attrs, requests[0].attrs()...)
+		attrs = append(attrs, slog.String("method", requests[0].method), slog.String("path", requests[0].path()))
 	} else if len(requests) > 1 { // HTTP/2
-		attrs = append(attrs, slog.Any("requests", k.Requests))
+		lines := make([]string, len(requests))
+		for i, r := range requests {
+			lines[i] = r.method + " " + r.path()
+		}
+		attrs = append(attrs, slog.Any("requests", lines))
 	}
 	return event(slog.LevelWarn, "connection killed", attrs...).sentence("killing %s", k)
 }

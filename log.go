@@ -21,7 +21,13 @@ type logSink struct {
 func (s logSink) log(e logEvent) {
 	switch {
 	case s.slog != nil:
-		s.slog.LogAttrs(context.Background(), e.level, e.message, e.attrs...)
+		// Not by LogAttrs, which would take the time of writing and this file for the source.
+		ctx, h := context.Background(), s.slog.Handler()
+		if h.Enabled(ctx, e.level) {
+			r := slog.NewRecord(e.time, e.level, e.message, 0)
+			r.AddAttrs(e.attrs...)
+			h.Handle(ctx, r)
+		}
 	case s.logFunc != nil:
 		s.logFunc(e.format, e.args...)
 	case s.logger != nil:
@@ -32,6 +38,7 @@ func (s logSink) log(e logEvent) {
 // A logEvent is what is logged: a message that is always the same and attributes for
 // slog, and a sentence for a log of text.
 type logEvent struct {
+	time    time.Time // of the event, which may be written later
 	level   slog.Level
 	message string
 	attrs   []slog.Attr
@@ -42,7 +49,7 @@ type logEvent struct {
 
 // event returns a logEvent whose sentence is the message.
 func event(level slog.Level, message string, attrs ...slog.Attr) logEvent {
-	return logEvent{level: level, message: message, attrs: attrs, format: "%s", args: []any{message}}
+	return logEvent{time: time.Now(), level: level, message: message, attrs: attrs, format: "%s", args: []any{message}}
 }
 
 // sentence returns e with another sentence.

@@ -103,7 +103,7 @@ func TestSlogAcceptFails(t *testing.T) {
 		defer log.mu.Unlock()
 		lines := strings.Split(log.b.String(), "\n")
 		if !strings.HasPrefix(lines[0], `{"level":"WARN","msg":"listener has no SetDeadline method`) ||
-			!strings.HasPrefix(lines[1], `{"level":"ERROR","msg":"shutdown begun","reason":"accepting on server failed: out of\nluck"`) {
+			!strings.HasPrefix(lines[1], `{"level":"ERROR","msg":"shutdown begun","reason":"accepting on server failed: out of"}`) {
 			t.Error(lines)
 		}
 	})
@@ -220,7 +220,8 @@ func TestReportJSON(t *testing.T) {
 	if diff := cmp.Diff(want, string(got)); diff != "" {
 		t.Error(diff)
 	}
-	if text, err := json.Marshal(graceful.Report{}); err != nil || strings.Contains(string(text), "began") {
+	if text, err := json.Marshal(graceful.Report{}); err != nil || strings.Contains(string(text), "began") ||
+		!strings.Contains(string(text), `"killed":[]`) {
 		t.Errorf("%s, %v", text, err)
 	}
 	var back graceful.Report
@@ -340,6 +341,99 @@ func TestSlogBlocks(t *testing.T) {
 		}
 		close(release)
 	})
+}
+
+// TestSlogGroupBlocks: the log of a Group was written by the goroutine that shuts it
+// down, which a handler that blocked held up for ever.
+func TestSlogGroupBlocks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		g := &graceful.Group{NoSignalHandling: true, ShutdownDelay: time.Second, Slog: slog.New(blockedHandler{release})}
+		s := newGroupScript()
+		s.server(g, "web", 0)
+		s.cleanup(g, "db", 0)
+		if _, err := g.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		g.Stop("")
+		kill, cancel := context.WithCancel(t.Context())
+		cancel()
+		g.Shutdown(kill) // which is logged as well
+		done := make(chan error)
+		go func() { done <- g.Wait() }()
+		select {
+		case <-done:
+			if took := time.Since(s.start); took != 200*ms {
+				t.Errorf("took %v", took)
+			}
+		case <-time.After(time.Hour):
+			t.Error("the log blocks the group")
+		}
+		close(release)
+		synctest.Wait()
+	})
+}
+
+// TestSlogTime: a record that waited has the time of its event.
+func TestSlogTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		times := make(chan time.Time, 10)
+		srv := &graceful.Server{Server: new(http.Server), NoSignalHandling: true, ShutdownDelay: time.Minute}
+		srv.Slog = slog.New(timesHandler{blockedHandler{release}, times})
+		go srv.Serve(newVirtSocket())
+		synctest.Wait()
+		began := time.Now()
+		go srv.Shutdown(bg)
+		time.Sleep(30 * time.Second)
+		close(release)
+		<-srv.StopChan()
+		for _, want := range []time.Duration{0, 0, time.Minute} { // begun, delaying, listener closed
+			if got := (<-times).Sub(began).Round(time.Second); got != want {
+				t.Errorf("got %v, want %v", got, want)
+			}
+		}
+	})
+}
+
+type timesHandler struct {
+	blockedHandler
+	times chan time.Time
+}
+
+func (h timesHandler) Handle(ctx context.Context, r slog.Record) error {
+	h.times <- r.Time
+	return h.blockedHandler.Handle(ctx, r)
+}
+
+// TestOnReportMember: a member's hook is called, and before the group's, also if the
+// group does not start.
+func TestOnReportMember(t *testing.T) {
+	for _, starts := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			defer outlast()
+			var told []string // in order, since each hook is waited for
+			g := &graceful.Group{NoSignalHandling: true, OnReport: func(r graceful.GroupReport) { told = append(told, "group "+r.Reason) }}
+			l := newVirtSocket()
+			srv := &graceful.Server{Server: new(http.Server), OnReport: func(r graceful.Report) { told = append(told, "web "+r.Reason) }}
+			g.Add("web", srv, func() error { return srv.Serve(l) })
+			g.Defer("db", func(context.Context) error { told = append(told, "db"); return nil })
+			want := []string{"web Group", "db", "group enough"}
+			if !starts {
+				g.Add("bad", &graceful.Server{Server: new(http.Server), Timeout: -1})
+				want[2] = "group server bad did not start"
+			}
+			_, err := g.Start(t.Context())
+			if (err == nil) != starts {
+				t.Fatal(err)
+			}
+			g.Stop("enough")
+			g.Wait()
+			if diff := cmp.Diff(want, told); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
 }
 
 type blockedHandler struct{ release chan struct{} }

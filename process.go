@@ -346,7 +346,7 @@ func (lc *lifecycle) connect(p *Process, ready func(context.Context) bool) {
 		Process:  p,
 		begun:    lc.begun,
 		stopped:  lc.stopped,
-		log:      lc.p.log,
+		log:      lc.log.add,
 		ready:    ready,
 		serving:  lc.serving,
 		budget:   lc.budget,

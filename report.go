@@ -236,6 +236,7 @@ func (k KilledConn) LogValue() slog.Value {
 // MarshalJSON writes Age as age_seconds.
 func (k KilledConn) MarshalJSON() ([]byte, error) {
 	type plain KilledConn
+	k.Requests = append([]string{}, k.Requests...) // [], not null
 	return json.Marshal(struct {
 		plain
 		Age seconds `json:"age_seconds"`
@@ -267,6 +268,7 @@ func (r Report) Total() time.Duration { return r.Delay + r.Drain + r.Kill }
 // MarshalJSON writes the durations as numbers of seconds.
 func (r Report) MarshalJSON() ([]byte, error) {
 	type plain Report
+	r.Killed = append([]KilledConn{}, r.Killed...) // [], not null
 	return json.Marshal(struct {
 		plain
 		Delay seconds `json:"delay_seconds"`
