@@ -50,6 +50,7 @@ func (g *Group) Start(ctx context.Context) (stopped <-chan struct{}, err error) 
 		g.releaseOthers = delayCatchers()
 		stopSignals = catchSignalsUntil(make(chan struct{}), sigs, g.signalled, g.signalledAgain)
 	}
+	g.connect()
 	forget := context.AfterFunc(ctx, func() {
 		g.begin("context ended: "+firstLine(context.Cause(ctx)), nil)
 	})
@@ -82,7 +83,6 @@ func (g *Group) Start(ctx context.Context) (stopped <-chan struct{}, err error) 
 		}
 	}
 	g.mu.Unlock()
-	g.connect()
 	if failed {
 		g.run(release)
 		return nil, g.err
@@ -301,6 +301,10 @@ func (g *Group) run(release func()) {
 	g.log(event(slog.LevelInfo, "group shutdown over", r.LogValue().Group()...).
 		sentence("stopped after %v: %s", r.Took.Round(time.Millisecond), r.summary()))
 	callReportHook(g.OnReport, r)
+	g.mu.Lock()
+	link := g.link
+	g.mu.Unlock()
+	link.settle()
 	g.lines.close()
 	close(g.stopped)
 }

@@ -389,7 +389,7 @@ func (lc *lifecycle) wait(ctx context.Context) error {
 		if isClosed(lc.stopped) { // select picks at random if both are ready
 			break
 		}
-		lc.kill("the context of Shutdown: "+firstLine(context.Cause(ctx)))
+		lc.kill("the context of Shutdown: " + firstLine(context.Cause(ctx)))
 		<-lc.stopped
 		return ctx.Err()
 	}
@@ -481,6 +481,10 @@ func (lc *lifecycle) shutDown(reason string) {
 	report := lc.currentReport()
 	lc.log.add(event(slog.LevelInfo, "shutdown over", report.LogValue().Group()...).sentence("%s", report))
 	lc.p.reported(report)
+	lc.mu.Lock()
+	link := lc.link
+	lc.mu.Unlock()
+	link.settle()
 	lc.log.close()
 	close(lc.stopped)
 }

@@ -118,7 +118,14 @@ func (l *ownListener) register() {
 // predecessor has it until it was told that this process is ready, and a successor
 // has it once it is ready.
 func (l *ownListener) alone() bool {
-	return l.family && !l.handedOn.Load() && (!l.inherited || predecessorTold.Load())
+	if !l.family || l.handedOn.Load() {
+		return false
+	}
+	if !l.inherited {
+		return true
+	}
+	handed, _ := handedDown() // had no error, or l would not be
+	return handed.Told()
 }
 
 // Accept accepts a connection. For an inherited socket it sets TCP keep-alive, which

@@ -138,19 +138,25 @@ func (l *shutdownLog) close() {
 	}
 }
 
-// hookTimeout is how long the end of a shutdown waits for OnReport.
+// hookTimeout is how long the end of a shutdown waits for what surrounds it: OnReport,
+// and a Process.
 const hookTimeout = time.Second
 
-// callReportHook calls hook with report on a goroutine of its own, and waits until it
-// has returned, for hookTimeout at most. It does nothing if hook is nil.
+// callReportHook calls hook with report, for hookTimeout at most. It does nothing if
+// hook is nil.
 func callReportHook[R any](hook func(R), report R) {
-	if hook == nil {
-		return
+	if hook != nil {
+		callBriefly(func() { hook(report) })
 	}
+}
+
+// callBriefly calls f on a goroutine of its own, and waits until it has returned, for
+// hookTimeout at most.
+func callBriefly(f func()) {
 	returned := make(chan struct{})
 	go func() {
-		defer close(returned) // deferred for hooks that call runtime.Goexit
-		hook(report)
+		defer close(returned) // deferred for functions that call runtime.Goexit
+		f()
 	}()
 	t := time.NewTimer(hookTimeout)
 	defer t.Stop()

@@ -9,8 +9,8 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/seed-121bbccf/graceful/internal/handoff"
@@ -40,7 +40,9 @@ import (
 // errors.ErrUnsupported.
 type Process struct {
 	// UpgradeSignals are the signals that start a successor, such as SIGHUP or
-	// SIGUSR2. An error is logged. nil means that only Upgrade starts one.
+	// SIGUSR2. An error is logged. nil means that only Upgrade starts one. Unlike
+	// those of Server.Signals they are caught also if they were ignored when the
+	// process started (nohup).
 	UpgradeSignals []os.Signal
 
 	// UpgradeTimeout is how long a successor may take until it is ready. 0 means a
@@ -71,10 +73,6 @@ var (
 	// handedDown takes the sockets over that were handed to this process.
 	handedDown = sync.OnceValues(handoff.Receive)
 
-	// predecessorTold says that the predecessor knows that this process is ready, and
-	// leaves the sockets to it.
-	predecessorTold atomic.Bool
-
 	// listening are the sockets that Listen has returned and that are not closed.
 	listeningMu sync.Mutex // guards listening
 	listening   = make(map[*ownListener]bool)
@@ -94,15 +92,37 @@ type processLink struct {
 	// has begun: then it does neither and reports false.
 	handOver func(reason string, share func()) bool
 
-	upgrading  atomic.Bool
-	handedOver atomic.Bool // a successor serves, or is about to
+	// mu guards the next two, and the order in which systemd is told of upgrades and
+	// of the shutdown.
+	mu         sync.Mutex
+	upgrading  bool
+	handedOver bool // a successor is the service now
+
+	busy sync.WaitGroup // telling that the shutdown has begun, and an upgrade
 }
 
-// run tells systemd and the predecessor what happens, and starts successors, until the
-// shutdown is over.
-func (k *processLink) run() {
+// start starts k, whose fields above mu are set.
+func (k *processLink) start() {
 	upgrade := make(chan os.Signal, 1)
-	notify(upgrade, k.UpgradeSignals)
+	if len(k.UpgradeSignals) > 0 { // without arguments Notify catches all signals
+		signal.Notify(upgrade, k.UpgradeSignals...)
+	}
+	k.busy.Add(1)
+	go k.run(upgrade)
+}
+
+// settle waits until systemd was told that the shutdown has begun, or who the service
+// is now, and until a successor that is not to serve has ended, but not for long. k may
+// be nil.
+func (k *processLink) settle() {
+	if k != nil {
+		callBriefly(k.busy.Wait)
+	}
+}
+
+// run tells systemd and the predecessor what happens, and starts successors upon the
+// signals that upgrade receives, until the shutdown is over.
+func (k *processLink) run(upgrade chan os.Signal) {
 	defer signal.Stop(upgrade)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -158,35 +178,44 @@ func (k *processLink) sayReady() {
 		k.warn(err)
 		return
 	}
-	predecessorTold.Store(true)
 	if !hadPredecessor {
 		k.notify(sdnotify.Ready)
 	}
 }
 
+// stopMargin is how much longer than the budget the shutdown may take for systemd.
+const stopMargin = 5 * time.Second
+
 // sayStopping tells systemd that the shutdown has begun, and how long it may take, unless
 // a successor is the service now. It returns when the shutdown is over, if that has no
 // limit, otherwise at once.
 func (k *processLink) sayStopping() {
-	if k.handedOver.Load() {
+	budget := k.budget()
+	if !k.sayBegun(cmp.Or(budget, 2*stopMargin)+stopMargin) || budget > 0 {
 		return
 	}
-	const margin = 5 * time.Second
-	if budget := k.budget(); budget > 0 {
-		k.notify(sdnotify.Stopping, sdnotify.ExtendTimeout(budget+margin))
-		return
-	}
-	k.notify(sdnotify.Stopping, sdnotify.ExtendTimeout(3*margin))
-	tick := time.NewTicker(margin)
+	tick := time.NewTicker(stopMargin)
 	defer tick.Stop()
 	for {
 		select {
 		case <-tick.C:
-			k.notify(sdnotify.ExtendTimeout(3 * margin))
+			k.notify(sdnotify.ExtendTimeout(3 * stopMargin))
 		case <-k.stopped:
 			return
 		}
 	}
+}
+
+// sayBegun tells systemd that the shutdown has begun and may take for within, and
+// reports false if a successor is the service now.
+func (k *processLink) sayBegun(within time.Duration) bool {
+	k.mu.Lock() // an upgrade that found begun open has been counted in busy
+	defer k.mu.Unlock()
+	defer k.busy.Done()
+	if !k.handedOver {
+		k.notify(sdnotify.Stopping, sdnotify.ExtendTimeout(within))
+	}
+	return !k.handedOver
 }
 
 func (k *processLink) notify(messages ...string) {
@@ -199,24 +228,54 @@ func (k *processLink) warn(err error) {
 	k.log(event(slog.LevelWarn, "process notification failed", slog.String("error", err.Error())).sentence("graceful: %v", err))
 }
 
+var errStopping = errors.New("a shutdown has begun")
+
 // upgrade starts a successor, waits until it is ready and begins the shutdown.
 func (k *processLink) upgrade(ctx context.Context) error {
-	fail := func(err error) error { return fmt.Errorf("graceful: upgrade: %w", err) }
-	if !k.upgrading.CompareAndSwap(false, true) {
-		return fail(errors.New("another one is under way"))
+	err := k.beginUpgrade()
+	if err == nil {
+		defer k.busy.Done()
+		err = k.replace(ctx)
+		k.endUpgrade()
 	}
-	defer k.upgrading.Store(false)
-	stopping := errors.New("a shutdown has begun")
-	if isClosed(k.begun) {
-		return fail(stopping)
+	if err != nil {
+		return fmt.Errorf("graceful: upgrade: %w", err)
 	}
+	return nil
+}
+
+func (k *processLink) beginUpgrade() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	switch {
+	case isClosed(k.begun):
+		return errStopping
+	case k.upgrading:
+		return errors.New("another one is under way")
+	}
+	k.upgrading = true
+	k.busy.Add(1)
+	k.notify(sdnotify.Reloading())
+	return nil
+}
+
+func (k *processLink) endUpgrade() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.upgrading = false
+	if !isClosed(k.begun) { // it has failed
+		k.notify(sdnotify.Ready)
+	}
+}
+
+// replace starts a successor and, when that is ready, begins the shutdown.
+func (k *processLink) replace(ctx context.Context) error {
 	sockets, share, err := k.sockets()
 	if err != nil {
-		return fail(err)
+		return err
 	}
 	k.log(event(slog.LevelInfo, "starting a successor", slog.Int("sockets", len(sockets))).
 		sentence("upgrade: starting a successor with %d sockets", len(sockets)))
-	k.notify(sdnotify.Reloading())
 
 	timeout := cmp.Or(k.UpgradeTimeout, time.Minute)
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("not ready within %s", timeout))
@@ -226,25 +285,21 @@ func (k *processLink) upgrade(ctx context.Context) error {
 	go func() {
 		select {
 		case <-k.begun:
-			stop(stopping)
+			stop(errStopping)
 		case <-ctx.Done():
 		}
 	}()
 	successor, err := handoff.Start(ctx, handoff.Options{Sockets: sockets, Path: k.Path, Args: k.Args, Env: k.Env})
-	if err == nil {
-		k.handedOver.Store(true)
-		if !k.handOver(fmt.Sprintf("upgrade to process %d", successor.PID()), share) {
-			k.handedOver.Store(false)
-			successor.Terminate()
-			err = stopping
-		}
-	}
 	if err != nil {
-		if !isClosed(k.begun) {
-			k.notify(sdnotify.Ready)
-		}
-		return fail(err)
+		return err
 	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.handOver(fmt.Sprintf("upgrade to process %d", successor.PID()), share) {
+		successor.Terminate()
+		return errStopping
+	}
+	k.handedOver = true
 	k.notify(sdnotify.MainPID(successor.PID()), sdnotify.Ready)
 	return nil
 }
@@ -352,13 +407,13 @@ func (lc *lifecycle) connect(p *Process, ready func(context.Context) bool) {
 		budget:   lc.budget,
 		handOver: lc.handOver,
 	}
-	go lc.link.run()
+	lc.link.start()
 }
 
 func (lc *lifecycle) serving() []*listener {
 	lc.mu.Lock()
 	defer lc.mu.Unlock()
-	return append([]*listener(nil), lc.listeners...)
+	return slices.Clone(lc.listeners)
 }
 
 // budget returns how long the shutdown may take, 0 for no limit.
@@ -422,7 +477,7 @@ func (g *Group) connect() {
 			return true
 		},
 	}
-	go g.link.run()
+	g.link.start()
 }
 
 // lifecycles returns those of the members. No server is added once the group has been

@@ -21,12 +21,13 @@ func TestUpgradeRefused(t *testing.T) {
 			t.Errorf("%v, want %q", err, text)
 		}
 	}
+	nowhere := &graceful.Process{Path: "/does/not/exist"} // not this program, whose tests would run
 	wants(new(graceful.Server).Upgrade(bg), "the field Process is nil")
 	wants(new(graceful.Group).Upgrade(bg), "the field Process is nil")
 	wants(newListener(newVirtSocket()).Upgrade(bg), "the field Process is nil")
-	wants((&graceful.Server{Process: new(graceful.Process)}).Upgrade(bg), "nothing is served")
+	wants((&graceful.Server{Process: nowhere}).Upgrade(bg), "nothing is served")
 
-	s := serve(t, &graceful.Server{Server: new(http.Server), Process: new(graceful.Process), IdleGrace: ms}, newVirtSocket())
+	s := serve(t, &graceful.Server{Server: new(http.Server), Process: nowhere, IdleGrace: ms}, newVirtSocket())
 	waitAddr(s)
 	wants(s.Upgrade(bg), "a graceful_test.virtSocket, has no socket to hand on")
 	if s.Phase() != graceful.PhaseServing {

@@ -56,7 +56,8 @@ func TestSystemdNotify(t *testing.T) {
 }
 
 // TestSocketActivation: a socket that systemd hands down is served, and left open for
-// systemd when the process stops. A successor gets it as well.
+// systemd when the process stops. A successor gets it as well, also where the signal
+// for an upgrade was ignored at the start, as with nohup.
 func TestSocketActivation(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -70,7 +71,7 @@ func TestSocketActivation(t *testing.T) {
 	defer f.Close()
 	u := startUpgradable(t, "server", func(cmd *exec.Cmd) {
 		// LISTEN_PID is the process's own, which only it knows.
-		cmd.Args = append([]string{"sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`, cmd.Path}, append(cmd.Args[1:], "-addr", l.Addr().String())...)
+		cmd.Args = append([]string{"sh", "-c", `trap "" HUP; LISTEN_PID=$$ exec "$0" "$@"`, cmd.Path}, append(cmd.Args[1:], "-addr", l.Addr().String())...)
 		cmd.Path = "/bin/sh"
 		cmd.Env = append(os.Environ(), "LISTEN_FDS=1", "LISTEN_FDNAMES=web.socket")
 		cmd.ExtraFiles = []*os.File{f}

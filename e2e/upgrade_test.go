@@ -126,9 +126,10 @@ type upgradable struct {
 	addr, tlsAddr string
 	unixPath      string
 	crash         string // a file: while it exists, new processes crash
-	lines         *bufio.Scanner
-	pid           int // of the process that serves
-	descriptors   int // that it had just before
+	stdout        *os.File
+	lines         *bufio.Scanner // of stdout
+	pid           int            // of the process that serves
+	descriptors   int            // that it had just before
 }
 
 // startUpgradable starts the first process. prepare, if not nil, changes the command.
@@ -157,7 +158,7 @@ func startUpgradable(t *testing.T, as string, prepare func(*exec.Cmd)) *upgradab
 	go cmd.Wait()
 	u.pid = cmd.Process.Pid
 	t.Cleanup(func() { syscall.Kill(u.pid, syscall.SIGKILL) })
-	u.lines = bufio.NewScanner(r)
+	u.stdout, u.lines = r, bufio.NewScanner(r)
 	fmt.Sscan(u.next("serving"), &u.pid, &u.descriptors, &u.addr, &u.tlsAddr)
 	return u
 }
@@ -165,13 +166,14 @@ func startUpgradable(t *testing.T, as string, prepare func(*exec.Cmd)) *upgradab
 // next returns what a process said after word.
 func (u *upgradable) next(word string) string {
 	u.t.Helper()
+	u.stdout.SetReadDeadline(time.Now().Add(2 * time.Minute))
 	for u.lines.Scan() {
 		if rest, ok := strings.CutPrefix(u.lines.Text(), word+" "); ok {
 			return rest
 		}
 		u.t.Log(u.lines.Text())
 	}
-	u.t.Fatalf("the processes have ended without %q", word)
+	u.t.Fatalf("the processes have ended without %q (%v)", word, u.lines.Err())
 	return ""
 }
 
@@ -340,7 +342,10 @@ func runUpgradable(args []string) int {
 			go func() { over <- f() }()
 		}
 		for range serve {
-			err = errors.Join(err, <-over)
+			// A stop may come before all of them have been called.
+			if e := <-over; !errors.Is(e, http.ErrServerClosed) {
+				err = errors.Join(err, e)
+			}
 		}
 	}
 	if err != nil {

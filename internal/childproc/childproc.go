@@ -13,13 +13,15 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // A Child is this test binary once more, running a single test of its own.
 type Child struct {
 	t      *testing.T
 	cmd    *exec.Cmd
-	lines  *bufio.Scanner  // of its standard output
+	stdout *os.File
+	lines  *bufio.Scanner  // of stdout
 	stderr strings.Builder // read only when it has been waited for
 }
 
@@ -42,13 +44,14 @@ func Start(t *testing.T, test, env string, through ...string) *Child {
 	// background job), the child would too: what is caught here is at its
 	// default there.
 	caught := make(chan os.Signal, 1)
-	signal.Notify(caught, os.Interrupt, syscall.SIGTERM)
+	signal.Notify(caught, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	err = c.cmd.Start()
 	signal.Stop(caught)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(c.Kill)
+	c.stdout = out.(*os.File)
 	c.lines = bufio.NewScanner(out)
 	return c
 }
@@ -62,6 +65,7 @@ func Ignoring(signals string) []string {
 // Line returns the next line that the child prints.
 func (c *Child) Line() string {
 	c.t.Helper()
+	c.stdout.SetReadDeadline(time.Now().Add(time.Minute))
 	if !c.lines.Scan() {
 		c.fatalf("child said nothing more (%v)", c.lines.Err())
 	}
@@ -89,6 +93,7 @@ func (c *Child) Signal(sig os.Signal) {
 // what was written to standard error.
 func (c *Child) Exit(code int, died syscall.Signal) string {
 	c.t.Helper()
+	c.stdout.SetReadDeadline(time.Now().Add(time.Minute))
 	for c.lines.Scan() {
 		c.t.Errorf("child also said %q", c.lines.Text())
 	}

@@ -65,6 +65,7 @@ type Sockets struct {
 	mu    sync.Mutex // guards all fields
 	left  []Socket   // not yet taken
 	ready *os.File   // the pipe to the predecessor; nil if there is none
+	told  bool       // Ready has told the predecessor
 }
 
 // Receive returns the sockets that were handed to this process, and removes
@@ -199,7 +200,20 @@ func (s *Sockets) Ready() (told bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("tell the predecessor: %w", err)
 	}
+	s.told = true
 	return true, nil
+}
+
+// Told reports whether Ready has told a predecessor that this process serves. A
+// predecessor that has heard it leaves the sockets to this process: Told waits for a
+// Ready that is under way.
+func (s *Sockets) Told() bool {
+	if s == nil {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.told
 }
 
 // Close closes what was not taken. If Ready was not called before, a
