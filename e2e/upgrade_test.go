@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -22,37 +23,58 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cloudflare/tableflip"
+
 	"github.com/seed-121bbccf/graceful"
 	"github.com/seed-121bbccf/graceful/internal/traffic"
 )
 
+const fewUpgrades = 9
+
 // upgrades is how many upgrades each part of TestUpgrade makes, and a third of them
 // with a successor that crashes.
-var upgrades = flag.Int("upgrades", 9, "upgrades in each part of TestUpgrade")
+var upgrades = flag.Int("upgrades", fewUpgrades, "upgrades in each part of TestUpgrade")
 
-// TestUpgrade: a Server and a Group that are upgraded by SIGHUP under load over TCP,
-// TLS, HTTP/2 and a unix socket lose and refuse nothing, leak no descriptor, and serve
-// on when a successor fails. The last stop, which has no successor, loses nothing
-// either.
+// TestUpgrade: a Server, a Group and a Listener that are upgraded by SIGHUP under load
+// lose and refuse nothing, leak no descriptor, and serve on when a successor fails. The
+// last stop, which has no successor, loses nothing either. The load is HTTP over TCP,
+// TLS, HTTP/2 and a unix socket, for the Listener commands of a line each.
+//
+// net/http's Shutdown with tableflip is run beside them. What it loses is logged.
 func TestUpgrade(t *testing.T) {
-	for _, as := range []string{"server", "group"} {
-		t.Run(as, func(t *testing.T) { testUpgrade(t, as, *upgrades) })
+	for _, as := range []string{"server", "group", "listener", "tableflip"} {
+		t.Run(as, func(t *testing.T) {
+			n := *upgrades
+			if as == "tableflip" && n == fewUpgrades {
+				n = 3 // net/http's Shutdown takes about 5 s each
+			}
+			answered, lost, refused, causes := testUpgrade(t, as, n)
+			text := fmt.Sprintf("%d upgrades, a third of them failing, and a stop: %d answered, %d lost, %d refused%s",
+				n, answered, lost, refused, causes)
+			t.Log(text)
+			if as != "tableflip" && lost+refused > 0 {
+				t.Error(text)
+			}
+		})
 	}
 }
 
-func testUpgrade(t *testing.T, as string, n int) {
+func testUpgrade(t *testing.T, as string, n int) (answered, lost, refused int, causes string) {
 	u := startUpgradable(t, as, nil)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	loads := []*repeater{startRepeater(ctx, commandLines(u.addr))}
 	type lane struct {
 		kind traffic.Kind
 		tls  bool
 		run  *traffic.Run
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
-	defer cancel()
-	unix := startUnixLoad(ctx, u.unixPath)
 	var lanes []lane
-	for _, k := range []traffic.Kind{traffic.KeepAlive, traffic.NewConn, traffic.HalfNew50, traffic.Upload, traffic.Stream, traffic.HTTP2Once, traffic.Idle} {
-		lanes = append(lanes, lane{kind: k}, lane{kind: k, tls: true})
+	if as != "listener" {
+		loads = []*repeater{startRepeater(ctx, unixPosts(u.unixPath))}
+		for _, k := range []traffic.Kind{traffic.KeepAlive, traffic.NewConn, traffic.HalfNew50, traffic.Upload, traffic.Stream, traffic.HTTP2Once, traffic.Idle} {
+			lanes = append(lanes, lane{kind: k}, lane{kind: k, tls: true})
+		}
 	}
 	for i := range lanes {
 		l := &lanes[i]
@@ -75,6 +97,9 @@ func testUpgrade(t *testing.T, as string, n int) {
 		}
 	}
 	more := func() {
+		for _, r := range loads {
+			r.waitMore(t, 100)
+		}
 		for _, l := range lanes {
 			if l.kind.Name != traffic.Idle.Name {
 				if err := l.run.WaitMore(4); err != nil {
@@ -91,17 +116,31 @@ func testUpgrade(t *testing.T, as string, n int) {
 		u.upgrade(i%3 == 2)
 	}
 	more()
-	if u.descriptors != first {
+	if u.descriptors != first && as != "tableflip" {
 		t.Errorf("the first successor began with %d descriptors, the last with %d", first, u.descriptors)
 	}
 	for _, l := range lanes {
-		if _, _, refused, _ := l.run.Progress(); refused > 0 {
-			t.Errorf("%s, TLS %v: %d refused", l.kind, l.tls, refused)
+		_, _, r, _ := l.run.Progress()
+		refused += r
+	}
+	for _, r := range loads {
+		r.last.Store(true)
+	}
+	u.stop() // without a successor, and under load
+	var text strings.Builder
+	note := func(n int, format string, args ...any) {
+		lost += n
+		fmt.Fprintf(&text, "\n\t%d %s", n, fmt.Sprintf(format, args...))
+	}
+	for _, r := range loads {
+		answered += r.stop()
+		if r.answered == 0 {
+			t.Error("nothing was answered")
+		}
+		for cause, n := range r.failed {
+			note(n, "%s", cause)
 		}
 	}
-	unix.last.Store(true)
-	u.stop() // without a successor, and under load
-	answered := unix.stop(t)
 	for _, l := range lanes {
 		res := l.run.Stop()
 		answered += res.Answered
@@ -113,16 +152,17 @@ func testUpgrade(t *testing.T, as string, n int) {
 				t.Logf("%s: %d excused: %s", l.kind, n, cause)
 				continue
 			}
-			t.Errorf("%s, TLS %v: %d lost: %s: %s", l.kind, l.tls, n, cause, res.Errors[cause])
+			note(n, "%s, TLS %v: %s: %s", l.kind, l.tls, cause, res.Errors[cause])
 		}
 	}
-	t.Logf("%d upgrades, a third of them failing, and a stop: %d answered", n, answered)
+	return answered, lost, refused, text.String()
 }
 
 // An upgradable is a chain of processes. Successors inherit its standard output,
 // on which each of them says what happens to it.
 type upgradable struct {
 	t             *testing.T
+	as            string // what it serves as
 	addr, tlsAddr string
 	unixPath      string
 	crash         string // a file: while it exists, new processes crash
@@ -139,7 +179,7 @@ func startUpgradable(t *testing.T, as string, prepare func(*exec.Cmd)) *upgradab
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	u := &upgradable{t: t, crash: filepath.Join(dir, "crash"), unixPath: filepath.Join(dir, "socket")}
+	u := &upgradable{t: t, as: as, crash: filepath.Join(dir, "crash"), unixPath: filepath.Join(dir, "socket")}
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -205,14 +245,13 @@ func (u *upgradable) stop() {
 	u.t.Helper()
 	syscall.Kill(u.pid, syscall.SIGTERM)
 	u.next("stopped")
-	if _, err := os.Lstat(u.unixPath); err == nil {
+	if _, err := os.Lstat(u.unixPath); err == nil && u.as != "tableflip" {
 		u.t.Error("the last process has left the file of its unix socket")
 	}
 }
 
-// A unixLoad posts requests over a unix socket, one after the other on each of a few
-// connections.
-type unixLoad struct {
+// A repeater is a few clients that do the same again and again.
+type repeater struct {
 	end  atomic.Bool
 	last atomic.Bool // the server is about to stop: connections may be refused
 	wg   sync.WaitGroup
@@ -222,46 +261,96 @@ type unixLoad struct {
 	failed   map[string]int // by error
 }
 
-func startUnixLoad(ctx context.Context, path string) *unixLoad {
-	u := &unixLoad{failed: make(map[string]int)}
+// startRepeater starts the clients. Each makes a function by newClient, and calls it: the
+// function returns how many answers it has had.
+func startRepeater(ctx context.Context, newClient func() func() (int, error)) *repeater {
+	r := &repeater{failed: make(map[string]int)}
 	for range 4 {
-		u.wg.Go(func() {
-			tr := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-				return new(net.Dialer).DialContext(ctx, "unix", path)
-			}}
-			defer tr.CloseIdleConnections()
-			client := http.Client{Transport: tr}
-			for !u.end.Load() && ctx.Err() == nil {
-				resp, err := client.Post("http://unix/", "text/plain", strings.NewReader("hello"))
-				if err == nil {
-					_, err = io.Copy(io.Discard, resp.Body)
-					resp.Body.Close()
-				}
+		r.wg.Go(func() {
+			for once := newClient(); !r.end.Load() && ctx.Err() == nil; time.Sleep(5 * time.Millisecond) {
+				answered, err := once()
 				var op *net.OpError
-				if errors.As(err, &op) && op.Op == "dial" && u.last.Load() {
+				if errors.As(err, &op) && op.Op == "dial" && r.last.Load() {
 					return
 				}
-				u.mu.Lock()
-				if u.answered++; err != nil {
-					u.answered--
-					u.failed[err.Error()]++
+				r.mu.Lock()
+				r.answered += answered
+				if err != nil {
+					r.failed[err.Error()]++
 				}
-				u.mu.Unlock()
-				time.Sleep(5 * time.Millisecond)
+				r.mu.Unlock()
 			}
 		})
 	}
-	return u
+	return r
 }
 
-func (u *unixLoad) stop(t *testing.T) (answered int) {
+// waitMore waits until n more answers have come.
+func (r *repeater) waitMore(t *testing.T, n int) {
 	t.Helper()
-	u.end.Store(true)
-	u.wg.Wait()
-	if u.answered == 0 || len(u.failed) > 0 {
-		t.Errorf("unix socket: %d answered, failed: %v", u.answered, u.failed)
+	count := func() int {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.answered
 	}
-	return u.answered
+	for want, deadline := count()+n, time.Now().Add(time.Minute); count() < want; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the load has stalled")
+		}
+	}
+}
+
+func (r *repeater) stop() (answered int) {
+	r.end.Store(true)
+	r.wg.Wait()
+	return r.answered
+}
+
+// unixPosts posts requests over a unix socket, one after the other on a connection.
+func unixPosts(path string) func() func() (int, error) {
+	return func() func() (int, error) {
+		client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", path)
+		}}}
+		return func() (int, error) {
+			resp, err := client.Post("http://unix/", "text/plain", strings.NewReader("hello"))
+			if err == nil {
+				_, err = io.Copy(io.Discard, resp.Body)
+				resp.Body.Close()
+			}
+			if err != nil {
+				return 0, err
+			}
+			return 1, nil
+		}
+	}
+}
+
+// commandLines sends one to 20 commands over a connection, each when the last is
+// answered, in less time than a Listener's Patience.
+func commandLines(addr string) func() func() (int, error) {
+	return func() func() (int, error) {
+		round := 0
+		return func() (n int, err error) {
+			nc, err := net.Dial("tcp", addr)
+			if err != nil {
+				return 0, err
+			}
+			defer nc.Close()
+			nc.SetDeadline(time.Now().Add(20 * time.Second))
+			answers := bufio.NewReader(nc)
+			for round++; n < 1+round%20; n++ {
+				fmt.Fprintln(nc, "command", n)
+				switch line, err := answers.ReadString('\n'); {
+				case err != nil:
+					return n, err
+				case line != fmt.Sprintln("done: command", n):
+					return n, fmt.Errorf("command %d: %q", n, line)
+				}
+			}
+			return n, nil
+		}
+	}
 }
 
 // upgradableArg is the first argument that makes the test binary such a process.
@@ -284,6 +373,12 @@ func runUpgradable(args []string) int {
 	fail := func(err error) int {
 		fmt.Println(err)
 		return 1
+	}
+	if *as == "tableflip" {
+		if err := serveByTableflip(*unixPath); err != nil {
+			return fail(err)
+		}
+		return 0
 	}
 	var sockets []net.Listener
 	for _, a := range [][2]string{{"tcp", *addr}, {"tcp", *tlsAddr}, {"unix", *unixPath}} {
@@ -325,9 +420,7 @@ func runUpgradable(args []string) int {
 	case "listener": // serves the first socket only; all are handed on
 		l := graceful.NewListener(sockets[0])
 		l.Process, l.Timeout, l.LogFunc = process, 20*time.Second, logFunc
-		if err = srv.Server.Serve(l); errors.Is(err, net.ErrClosed) {
-			err = nil
-		}
+		serveCommands(l)
 		for _, l := range sockets {
 			l.Close()
 		}
@@ -353,4 +446,75 @@ func runUpgradable(args []string) int {
 	}
 	fmt.Println("stopped", os.Getpid())
 	return 0
+}
+
+// serveCommands answers each line.
+func serveCommands(l net.Listener) {
+	for {
+		nc, err := l.Accept()
+		if err != nil {
+			return // the shutdown is over
+		}
+		go func() {
+			defer nc.Close()
+			for lines := bufio.NewScanner(nc); lines.Scan(); {
+				time.Sleep(time.Millisecond) // the work
+				fmt.Fprintln(nc, "done:", lines.Text())
+			}
+		}()
+	}
+}
+
+// serveByTableflip serves by net/http, as tableflip's example does.
+func serveByTableflip(unixPath string) error {
+	upg, err := tableflip.New(tableflip.Options{})
+	if err != nil {
+		return err
+	}
+	defer upg.Stop()
+	p := new(http.Protocols)
+	p.SetHTTP1(true)
+	p.SetHTTP2(true)
+	p.SetUnencryptedHTTP2(true)
+	server := &http.Server{Handler: &traffic.Handler{}, Protocols: p, TLSConfig: traffic.ServerTLS()}
+	var here []any
+	// tableflip tells sockets apart by what they were asked for by.
+	for i, a := range [][2]string{{"tcp", "127.0.0.1:0"}, {"tcp", "localhost:0"}, {"unix", unixPath}} {
+		l, err := upg.Listen(a[0], a[1])
+		if err != nil {
+			return err
+		}
+		here = append(here, l.Addr())
+		if i == 1 {
+			go server.ServeTLS(l, "", "")
+		} else {
+			go server.Serve(l)
+		}
+	}
+	upgrade, stop := make(chan os.Signal, 1), make(chan os.Signal, 1)
+	signal.Notify(upgrade, syscall.SIGHUP)
+	signal.Notify(stop, syscall.SIGTERM)
+	open, _ := os.ReadDir("/proc/self/fd")
+	fmt.Println("serving", os.Getpid(), len(open), here[0], here[1])
+	if err := upg.Ready(); err != nil {
+		return err
+	}
+	go func() {
+		upg.WaitForParent(context.Background()) // before that there is no upgrade
+		for range upgrade {
+			if err := upg.Upgrade(); err != nil {
+				fmt.Println("failed", err)
+			}
+		}
+	}()
+	select {
+	case <-upg.Exit():
+	case <-stop:
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	err = server.Shutdown(ctx)
+	upg.Stop()
+	fmt.Println("stopped", os.Getpid())
+	return err
 }
