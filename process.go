@@ -138,7 +138,7 @@ func (k *processLink) run(upgrade chan os.Signal) {
 		case <-upgrade:
 			go func() {
 				if err := k.upgrade(ctx); err != nil {
-					k.log(event(slog.LevelError, "upgrade failed", slog.String("error", err.Error())).sentence("%v", err))
+					k.log(event(slog.LevelError, "upgrade failed", slog.String("error", err.Error())).sentence("upgrade failed: %v", err))
 				}
 			}()
 		case <-k.begun:
@@ -232,16 +232,12 @@ var errStopping = errors.New("a shutdown has begun")
 
 // upgrade starts a successor, waits until it is ready and begins the shutdown.
 func (k *processLink) upgrade(ctx context.Context) error {
-	err := k.beginUpgrade()
-	if err == nil {
-		defer k.busy.Done()
-		err = k.replace(ctx)
-		k.endUpgrade()
+	if err := k.beginUpgrade(); err != nil {
+		return err
 	}
-	if err != nil {
-		return fmt.Errorf("graceful: upgrade: %w", err)
-	}
-	return nil
+	defer k.busy.Done()
+	defer k.endUpgrade()
+	return k.replace(ctx)
 }
 
 func (k *processLink) beginUpgrade() error {
@@ -381,13 +377,19 @@ func (lc *lifecycle) upgrade(ctx context.Context, p *Process) error {
 }
 
 func upgradeBy(ctx context.Context, link *processLink, p *Process) error {
+	var err error
 	switch {
 	case p == nil:
-		return errors.New("graceful: upgrade: the field Process is nil")
+		err = errors.New("the field Process is nil")
 	case link == nil:
-		return errors.New("graceful: upgrade: nothing is served, or Process belongs to a member of a Group")
+		err = errors.New("nothing is served, or Process belongs to a member of a Group")
+	default:
+		err = link.upgrade(ctx)
 	}
-	return link.upgrade(ctx)
+	if err != nil {
+		return fmt.Errorf("graceful: upgrade: %w", err)
+	}
+	return nil
 }
 
 // connect starts the processLink of p, if p is not nil, once, and not in a Group.

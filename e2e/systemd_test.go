@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -97,4 +99,66 @@ func TestSocketActivation(t *testing.T) {
 		t.Fatalf("the socket was closed to new connections: %v", err)
 	}
 	nc.Close()
+}
+
+// TestStopDuringUpgrade stops a process at a random moment of its upgrade. Either the
+// upgrade has come first, and the successor serves, or no process is left.
+func TestStopDuringUpgrade(t *testing.T) {
+	for _, as := range []string{"server", "group", "listener"} {
+		t.Run(as, func(t *testing.T) {
+			upgraded, u := 0, (*upgradable)(nil)
+			for range 30 {
+				if u == nil {
+					u = startUpgradable(t, as, nil)
+					awaitAnswer(t, u.addr) // before that no signal is caught
+				}
+				old := u.pid
+				syscall.Kill(old, syscall.SIGHUP)
+				time.Sleep(time.Duration(rand.IntN(12)) * time.Millisecond)
+				syscall.Kill(old, syscall.SIGTERM)
+				reason := ""
+				for reason == "" {
+					u.stdout.SetReadDeadline(time.Now().Add(time.Minute))
+					if !u.lines.Scan() {
+						t.Fatalf("no process has said why it ends (%v)", u.lines.Err())
+					}
+					line := u.lines.Text()
+					if rest, ok := strings.CutPrefix(line, "serving "); ok { // before its predecessor ends
+						fmt.Sscan(rest, &u.pid)
+					} else if strings.Contains(line, "shutdown initiated: upgrade") || strings.HasPrefix(line, "shutdown initiated: terminated") ||
+						strings.Contains(line, "shutdown initiated: signal terminated") {
+						reason = line
+					}
+				}
+				if strings.Contains(reason, "upgrade") {
+					upgraded++
+					continue
+				}
+				for u.lines.Scan() { // to the end of all processes that have this output
+				}
+				if err := u.lines.Err(); err != nil {
+					t.Fatalf("a process was left: %v", err)
+				}
+				u = nil
+			}
+			if upgraded == 0 || upgraded == 30 {
+				t.Errorf("%d of 30 were upgraded", upgraded)
+			}
+		})
+	}
+}
+
+// awaitAnswer waits for an answer of HTTP, or to a command line.
+func awaitAnswer(t *testing.T, addr string) {
+	t.Helper()
+	nc, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	nc.SetDeadline(time.Now().Add(time.Minute))
+	fmt.Fprint(nc, "GET / HTTP/1.0\r\n\r\n")
+	if _, err := nc.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
 }

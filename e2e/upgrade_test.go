@@ -394,9 +394,11 @@ func runUpgradable(args []string) int {
 		Args:           []string{upgradableArg, "-as", *as, "-crash", *crash, "-addr", here, "-tls-addr", hereTLS, "-unix", *unixPath},
 	}
 	logFunc := func(format string, args ...any) {
-		if line := fmt.Sprintf(format, args...); strings.Contains(line, "did not become ready") {
-			fmt.Println("failed", line)
+		line := fmt.Sprintf(format, args...)
+		if strings.Contains(line, "did not become ready") {
+			line = "failed " + line
 		}
+		fmt.Println(line)
 	}
 	p := new(http.Protocols)
 	p.SetHTTP1(true)
