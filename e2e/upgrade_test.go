@@ -187,6 +187,7 @@ func startUpgradable(t *testing.T, as string, prepare func(*exec.Cmd)) *upgradab
 	t.Cleanup(func() { r.Close() })
 	cmd := exec.Command(os.Args[0], upgradableArg, "-as", as, "-crash", u.crash, "-unix", u.unixPath)
 	cmd.Stdout, cmd.Stderr = w, w
+	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0") // -race sleeps for a second otherwise
 	if prepare != nil {
 		prepare(cmd)
 	}
@@ -395,10 +396,11 @@ func runUpgradable(args []string) int {
 	}
 	logFunc := func(format string, args ...any) {
 		line := fmt.Sprintf(format, args...)
+		word := "log"
 		if strings.Contains(line, "did not become ready") {
-			line = "failed " + line
+			word = "failed"
 		}
-		fmt.Println(line)
+		fmt.Println(word, line)
 	}
 	p := new(http.Protocols)
 	p.SetHTTP1(true)
