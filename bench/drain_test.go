@@ -52,7 +52,7 @@ func BenchmarkIdleConn(b *testing.B) {
 // wait until their goroutines are done with them. gone-ns/conn compares what is
 // the same for all: it counts until those goroutines have ended.
 func BenchmarkDrainIdle(b *testing.B) {
-	for _, n := range []int{1_000, 10_000, 50_000} {
+	for _, n := range []int{1_000, 10_000, 50_000, 100_000} {
 		b.Run(fmt.Sprintf("conns=%d", n), func(b *testing.B) {
 			each(b, stoppers, func(b *testing.B, c contender) {
 				var t, gone stopwatch
