@@ -373,8 +373,8 @@ func ExampleGroup() {
 		},
 	}
 
-	g := &graceful.Group{Timeout: 25 * time.Second}
-	g.Server("web", func() error { return srv.Serve(l) }, graceful.ShutdownThenClose(srv))
+	g := &graceful.Group{Budget: 25 * time.Second}
+	g.AddFuncs("web", func() error { return srv.Serve(l) }, graceful.ShutdownThenClose(srv))
 	g.Go("mail", mail.Run)
 	g.Defer("database", func(ctx context.Context) error {
 		fmt.Println("database closed")
@@ -415,7 +415,7 @@ func ExampleGroup_Add() {
 			io.WriteString(w, "hello")
 		}),
 	}}
-	g := &graceful.Group{Timeout: 25 * time.Second}
+	g := &graceful.Group{Budget: 25 * time.Second}
 	g.Add("web", srv)
 
 	stopped, err := g.Start(context.Background())
@@ -470,8 +470,8 @@ func ExampleShutdownThenClose() {
 		log.Fatal(err)
 	}
 
-	g := &graceful.Group{Timeout: 50 * time.Millisecond}
-	g.Server("web", func() error { return srv.Serve(l) }, graceful.ShutdownThenClose(srv))
+	g := &graceful.Group{Budget: 50 * time.Millisecond}
+	g.AddFuncs("web", func() error { return srv.Serve(l) }, graceful.ShutdownThenClose(srv))
 	go func() {
 		go body("http://" + l.Addr().String())
 		<-started
@@ -493,8 +493,8 @@ func ExampleStopThenKill() {
 	var s exampleServer // s := grpc.NewServer()
 	s.quit = make(chan struct{})
 
-	g := &graceful.Group{Timeout: 10 * time.Second}
-	g.Server("grpc", s.Serve, graceful.StopThenKill(s.GracefulStop, s.Stop))
+	g := &graceful.Group{Budget: 10 * time.Second}
+	g.AddFuncs("grpc", s.Serve, graceful.StopThenKill(s.GracefulStop, s.Stop))
 
 	ctx, stop := context.WithCancel(context.Background())
 	stop()
@@ -523,7 +523,7 @@ func ExampleFinishing() {
 			return "", ctx.Err()
 		}
 	}
-	g := &graceful.Group{Timeout: 10 * time.Second, NoSignalHandling: true}
+	g := &graceful.Group{Budget: 10 * time.Second, NoSignalHandling: true}
 	got := make(chan struct{})
 	g.Go("consumer", func(ctx context.Context) error {
 		for {

@@ -75,7 +75,7 @@ type Server struct {
 
 	// ShutdownInitiated is called, if not nil, on a goroutine of its own when the
 	// listeners are closed, at the latest a second after draining began. With
-	// RetryAfter it is called when draining begins. The functions of
+	// ShutdownSendRetryAfter it is called when draining begins. The functions of
 	// RegisterOnShutdown are called at the same time.
 	ShutdownInitiated func()
 
@@ -125,16 +125,16 @@ type Server struct {
 	// that quiet connections are closed at once.
 	IdleGrace time.Duration
 
-	// RetryAfter, if positive, keeps the listeners open during the drain until the
-	// requests in progress have been answered. New requests are refused
-	// meanwhile with 503, Connection: close, and RetryAfter as the Retry-After
+	// ShutdownSendRetryAfter, if positive, keeps the listeners open during the drain
+	// until the requests in progress have been answered. New requests are refused
+	// meanwhile with 503, Connection: close, and this duration as the Retry-After
 	// header (in whole seconds, rounded up). Requests for which DefaultExempt
 	// reports true are served. Requests for which DefaultLongRunning reports true
 	// do not keep the listeners open. This is for clients that know a single
 	// address, whose connections would be refused otherwise. It works as
 	// --shutdown-send-retry-after of the Kubernetes apiserver. 0 closes the
 	// listeners when draining begins.
-	RetryAfter time.Duration
+	ShutdownSendRetryAfter time.Duration
 
 	// Health, if not nil, has the checks of which ReadyHandler reports the
 	// result. Its Handler is put around the http.Server's handler: requests that

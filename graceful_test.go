@@ -83,12 +83,12 @@ var (
 	_ fmt.Stringer                                                     = graceful.KilledConn{}
 
 	_ = graceful.Server{
-		ShutdownDelay: time.Duration(0),
-		IdleGrace:     time.Duration(0),
-		WaitHijacked:  true,
-		ReusePort:     true,
-		OwnsListener:  true,
-		RetryAfter:    time.Duration(0),
+		ShutdownDelay:          time.Duration(0),
+		IdleGrace:              time.Duration(0),
+		WaitHijacked:           true,
+		ReusePort:              true,
+		OwnsListener:           true,
+		ShutdownSendRetryAfter: time.Duration(0),
 	}
 )
 
@@ -466,7 +466,7 @@ func TestBadInput(t *testing.T) {
 		{"negative Timeout, Start", &graceful.Server{Timeout: -time.Second}, start, []string{"Timeout", "negative", "-1s"}, nil},
 		{"negative ListenLimit", &graceful.Server{ListenLimit: -3}, listenAndServe, []string{"ListenLimit", "negative", "-3"}, nil},
 		{"negative ShutdownDelay", &graceful.Server{ShutdownDelay: -ms}, listenAndServe, []string{"ShutdownDelay", "negative", "-1ms"}, nil},
-		{"negative RetryAfter", &graceful.Server{RetryAfter: -ms}, listenAndServe, []string{"RetryAfter", "negative", "-1ms"}, nil},
+		{"negative RetryAfter", &graceful.Server{ShutdownSendRetryAfter: -ms}, listenAndServe, []string{"RetryAfter", "negative", "-1ms"}, nil},
 		{"nil listener", new(graceful.Server), func(s *graceful.Server) error { return s.Serve(nil) }, []string{"Serve", "nil listener"}, nil},
 		{"nil listener, TLS", new(graceful.Server), func(s *graceful.Server) error { return s.ServeTLS(nil, cert, key) }, []string{"nil listener"}, nil},
 		{"nil TLS config", new(graceful.Server), func(s *graceful.Server) error { return s.ListenAndServeTLSConfig(nil) }, []string{"nil config"}, nil},

@@ -57,8 +57,8 @@ func (e *PanicError) Unwrap() error {
 //  6. The servers named by StopLast drain.
 //  7. Run returns the errors.
 //
-// Timeout is the budget for all steps. A step that is done early leaves its time
-// to the next steps. If a step uses up its time, the contexts of its functions
+// The steps share the time that Budget grants. A step that is done early leaves
+// its time to the next steps. If a step uses up its time, the contexts of its functions
 // end. A function that has not returned a little later (a tenth of the step's
 // time, at most 250 ms) is left behind: Report and the error name it, and the
 // next step begins.
@@ -69,26 +69,26 @@ func (e *PanicError) Unwrap() error {
 // effect: the process exits. SIGINT that was ignored when the process started
 // stays ignored.
 type Group struct {
-	// Timeout is the time from the begin of the shutdown to Run's return. Unlike
+	// Budget is the time from the begin of the shutdown to Run's return. Unlike
 	// Server.Timeout it includes ShutdownDelay. It should be a little less than
 	// the time that the supervisor grants (Kubernetes'
 	// terminationGracePeriodSeconds, systemd's TimeoutStopSec). 0 means no
 	// limit: every step takes its time, until a second signal.
-	Timeout time.Duration
+	Budget time.Duration
 
 	// ShutdownDelay is how long the servers go on serving, while they are unready,
 	// before they drain, so that load balancers notice. 0 means that they drain at
 	// once.
 	ShutdownDelay time.Duration
 
-	// WorkerReserve is the part of Timeout that the servers cannot use up, so
+	// WorkerReserve is the part of Budget that the servers cannot use up, so
 	// that workers have time to finish their work. It is reserved only if workers
-	// run. 0 means a tenth of Timeout, but at most 5 s. Without a Timeout, 0 means
+	// run. 0 means a tenth of Budget, but at most 5 s. Without a Budget, 0 means
 	// 5 s, which is the workers' time after a kill. A negative value means no
 	// reserve.
 	WorkerReserve time.Duration
 
-	// CleanupReserve is the part of Timeout that servers and workers cannot use
+	// CleanupReserve is the part of Budget that servers and workers cannot use
 	// up. It is reserved only if functions were given to Defer or servers stop
 	// last. Each of the functions, and the servers that stop last together, have
 	// an equal part of the time that is left, and leave to the next what they do
@@ -156,7 +156,7 @@ type Group struct {
 	releaseOthers func()
 }
 
-// Server adds a server of any kind. serve blocks while it serves. shutdown makes
+// AddFuncs adds a server of any kind. serve blocks while it serves. shutdown makes
 // serve return, and returns itself when the server has stopped, or ctx's error
 // when ctx has ended. Both run on goroutines of the group. If serve returns before
 // shutdown was called, the shutdown of the group begins, and Run returns serve's
@@ -169,16 +169,16 @@ type Group struct {
 // net/http and of grpc-go does.
 //
 // When ctx ends, shutdown must close the connections that are left.
-// ShutdownThenClose makes such a function for *http.Server, StopThenKill for
-// *grpc.Server. Use Add for the servers of this package. If such a server is
-// given to Server as functions, or is not in the group, it catches signals
+// ShutdownThenClose makes such a function for *http.AddFuncs, StopThenKill for
+// *grpc.AddFuncs. Use Add for the servers of this package. If such a server is
+// given to AddFuncs as functions, or is not in the group, it catches signals
 // itself: on a signal it begins to drain when the group's servers do, and is not
 // unready before.
 //
-// Server panics if a function is nil or the group has been started.
-func (g *Group) Server(name string, serve func() error, shutdown func(context.Context) error) {
+// AddFuncs panics if a function is nil or the group has been started.
+func (g *Group) AddFuncs(name string, serve func() error, shutdown func(context.Context) error) {
 	if serve == nil || shutdown == nil {
-		panic("graceful: Group.Server: nil function for " + name)
+		panic("graceful: Group.AddFuncs: nil function for " + name)
 	}
 	g.addServer(&groupTask{kind: "server", name: name, serve: []func() error{serve}, shutdown: shutdown})
 }
@@ -315,7 +315,7 @@ func (g *Group) ShutdownBegun() <-chan struct{} { return g.moments().begun }
 //		Handler:     handler,
 //		BaseContext: func(net.Listener) context.Context { return g.Context(context.Background()) },
 //	}
-//	g.Server("web", hs.ListenAndServe, graceful.ShutdownThenClose(hs))
+//	g.AddFuncs("web", hs.ListenAndServe, graceful.ShutdownThenClose(hs))
 //
 // The context ends with parent, and not with the group.
 func (g *Group) Context(parent context.Context) context.Context {
@@ -398,7 +398,7 @@ type GroupMember interface {
 	groupSummary() string
 }
 
-// ShutdownThenClose returns a shutdown function for Group.Server from a server
+// ShutdownThenClose returns a shutdown function for Group.AddFuncs from a server
 // like *http.Server, whose Shutdown leaves connections open when ctx ends. The
 // function calls Shutdown. If that returns an error because ctx has ended, the
 // function calls Close and returns the error, joined with that of Close. It also
@@ -425,12 +425,12 @@ func ShutdownThenClose(srv interface {
 	}
 }
 
-// StopThenKill returns a shutdown function for Group.Server from a server
+// StopThenKill returns a shutdown function for Group.AddFuncs from a server
 // whose graceful stop takes no context, like *grpc.Server. The function calls
 // stop. If ctx ends before stop has returned, it calls kill, which must make stop
 // return:
 //
-//	g.Server("grpc", func() error { return s.Serve(l) },
+//	g.AddFuncs("grpc", func() error { return s.Serve(l) },
 //		graceful.StopThenKill(s.GracefulStop, s.Stop))
 //
 // After a kill the function returns ctx's error. It also calls kill if stop

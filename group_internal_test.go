@@ -70,7 +70,7 @@ func TestGroupMember(t *testing.T) {
 		lines := &memberLog{start: log.start} // the group's log, which no member waits for
 		a := &fakeMember{name: "a", log: log, takes: 1500 * time.Millisecond, ready: true}
 		b := &fakeMember{name: "b", log: log}
-		g := &Group{Timeout: 10 * time.Second, ShutdownDelay: 3300 * time.Millisecond, NoSignalHandling: true, LogFunc: lines.note}
+		g := &Group{Budget: 10 * time.Second, ShutdownDelay: 3300 * time.Millisecond, NoSignalHandling: true, LogFunc: lines.note}
 		g.Add("a", a)
 		stop := make(chan struct{})
 		g.Add("b", b, func() error { log.note("b's own serve"); <-stop; return nil })

@@ -43,7 +43,7 @@ func TestGroupOfOurs(t *testing.T) {
 	echo := graceful.NewListener(l)
 	echo.IdleGrace = 10 * time.Millisecond
 
-	g := &graceful.Group{Timeout: 30 * time.Second, ShutdownDelay: 300 * time.Millisecond}
+	g := &graceful.Group{Budget: 30 * time.Second, ShutdownDelay: 300 * time.Millisecond}
 	g.Add("web", srv)
 	g.Add("echo", echo, func() error {
 		for {
@@ -148,7 +148,7 @@ func TestGroupBoundsTimeout(t *testing.T) {
 			<-free // deaf to its context
 		})},
 	}
-	g := &graceful.Group{Timeout: time.Second, NoSignalHandling: true}
+	g := &graceful.Group{Budget: time.Second, NoSignalHandling: true}
 	g.Add("web", srv)
 	if _, err := g.Start(t.Context()); err != nil {
 		t.Fatal(err)
@@ -186,7 +186,7 @@ func TestGroupAddressInUse(t *testing.T) {
 	defer l.Close()
 	one := &graceful.Server{Server: &http.Server{Addr: "127.0.0.1:0"}}
 	two := &graceful.Server{Server: &http.Server{Addr: l.Addr().String()}}
-	g := &graceful.Group{Timeout: 10 * time.Second}
+	g := &graceful.Group{Budget: 10 * time.Second}
 	g.Add("one", one)
 	g.Add("two", two)
 	_, err = g.Start(t.Context())
@@ -249,8 +249,8 @@ func TestGroupHTTP(t *testing.T) {
 		<-out
 		io.WriteString(w, "whole")
 	})}
-	g := &graceful.Group{Timeout: time.Second, NoSignalHandling: true}
-	g.Server("http", func() error { return srv.Serve(l) }, graceful.ShutdownThenClose(srv))
+	g := &graceful.Group{Budget: time.Second, NoSignalHandling: true}
+	g.AddFuncs("http", func() error { return srv.Serve(l) }, graceful.ShutdownThenClose(srv))
 	stopped, err := g.Start(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -430,12 +430,12 @@ func TestGroupBadFields(t *testing.T) {
 		group *graceful.Group
 		want  string
 	}{
-		{&graceful.Group{Timeout: -1}, "graceful: Group.Timeout is negative: -1ns"},
+		{&graceful.Group{Budget: -1}, "graceful: Group.Budget is negative: -1ns"},
 		{&graceful.Group{ShutdownDelay: -1}, "graceful: Group.ShutdownDelay is negative: -1ns"},
-		{&graceful.Group{Timeout: time.Second, ShutdownDelay: time.Second},
-			"graceful: Group.Timeout of 1s leaves nothing for the servers: ShutdownDelay 1s, WorkerReserve 100ms, CleanupReserve 100ms"},
-		{&graceful.Group{Timeout: time.Second, ShutdownDelay: time.Second, WorkerReserve: -1, CleanupReserve: -1},
-			"graceful: Group.Timeout of 1s leaves nothing for the servers: ShutdownDelay 1s, WorkerReserve 0s, CleanupReserve 0s"},
+		{&graceful.Group{Budget: time.Second, ShutdownDelay: time.Second},
+			"graceful: Group.Budget of 1s leaves nothing for the servers: ShutdownDelay 1s, WorkerReserve 100ms, CleanupReserve 100ms"},
+		{&graceful.Group{Budget: time.Second, ShutdownDelay: time.Second, WorkerReserve: -1, CleanupReserve: -1},
+			"graceful: Group.Budget of 1s leaves nothing for the servers: ShutdownDelay 1s, WorkerReserve 0s, CleanupReserve 0s"},
 	} {
 		g := tc.group
 		g.Defer("db", func(context.Context) error { panic("ran") })
@@ -449,8 +449,8 @@ func TestGroupMisuse(t *testing.T) {
 	g := &graceful.Group{NoSignalHandling: true}
 	ok := func(context.Context) error { return nil }
 	for name, f := range map[string]func(){
-		"nil serve":                   func() { g.Server("x", nil, ok) },
-		"nil shutdown":                func() { g.Server("x", func() error { return nil }, nil) },
+		"nil serve":                   func() { g.AddFuncs("x", nil, ok) },
+		"nil shutdown":                func() { g.AddFuncs("x", func() error { return nil }, nil) },
 		"nil worker":                  func() { g.Go("x", nil) },
 		"nil cleanup":                 func() { g.Defer("x", nil) },
 		"nil member":                  func() { g.Add("x", nil) },
@@ -458,11 +458,11 @@ func TestGroupMisuse(t *testing.T) {
 		"server after Start": func() {
 			g.Start(t.Context())
 			defer g.Shutdown(t.Context())
-			g.Server("x", func() error { return nil }, ok)
+			g.AddFuncs("x", func() error { return nil }, ok)
 		},
 		"StopLast after Start": func() {
 			g := &graceful.Group{NoSignalHandling: true}
-			g.Server("x", func() error { return nil }, ok)
+			g.AddFuncs("x", func() error { return nil }, ok)
 			g.Start(t.Context())
 			defer g.Shutdown(t.Context())
 			g.StopLast("x")

@@ -19,7 +19,7 @@ type GroupReport struct {
 	Reason  string        `json:"reason"`         // why it began; "" before
 	Began   time.Time     `json:"began,omitzero"` // when it began
 	Took    time.Duration `json:"-"`              // until now, or until it was over; took_seconds
-	Timeout time.Duration `json:"-"`              // the budget: the group's Timeout; 0 means none; budget_seconds
+	Budget  time.Duration `json:"-"`              // the group's; 0 means none; budget_seconds
 	Killed  bool          `json:"killed"`         // whether a kill cut it short
 	Over    bool          `json:"over"`           // whether the report is final
 	Entries []GroupEntry  `json:"entries"`        // servers, workers, cleanup, servers that stop last: the order in which they are shut down
@@ -56,12 +56,12 @@ const (
 func (g *Group) Report() GroupReport {
 	g.mu.Lock()
 	r := GroupReport{
-		Reason:  g.reason,
-		Began:   g.began,
-		Took:    g.took,
-		Timeout: g.Timeout,
-		Killed:  !g.killTime.IsZero(),
-		Over:    g.state == groupStopped,
+		Reason: g.reason,
+		Began:  g.began,
+		Took:   g.took,
+		Budget: g.Budget,
+		Killed: !g.killTime.IsZero(),
+		Over:   g.state == groupStopped,
 	}
 	if !r.Over && r.Reason != "" {
 		r.Took = time.Since(g.began)
@@ -84,9 +84,9 @@ func (r GroupReport) MarshalJSON() ([]byte, error) {
 	r.Entries = append([]GroupEntry{}, r.Entries...) // [], not null
 	return json.Marshal(struct {
 		plain
-		Took    seconds `json:"took_seconds"`
-		Timeout seconds `json:"budget_seconds"`
-	}{plain(r), seconds(r.Took), seconds(r.Timeout)})
+		Took   seconds `json:"took_seconds"`
+		Budget seconds `json:"budget_seconds"`
+	}{plain(r), seconds(r.Took), seconds(r.Budget)})
 }
 
 // MarshalJSON writes Took as a number of seconds, and the errors as their texts.
@@ -111,8 +111,8 @@ func (r GroupReport) LogValue() slog.Value {
 		slog.Duration("took", r.Took),
 		slog.Bool("killed", r.Killed),
 	}
-	if r.Timeout > 0 {
-		attrs = append(attrs, slog.Duration("budget", r.Timeout))
+	if r.Budget > 0 {
+		attrs = append(attrs, slog.Duration("budget", r.Budget))
 	}
 	names := make(map[GroupOutcome][]string)
 	for _, e := range r.Entries {
@@ -133,8 +133,8 @@ func (r GroupReport) String() string {
 	} else {
 		fmt.Fprintf(&b, "shutdown at %s: %s; ", r.Began.Format(time.DateTime), r.Reason)
 		took := r.Took.Round(time.Millisecond).String()
-		if r.Timeout > 0 {
-			took += " of " + r.Timeout.String()
+		if r.Budget > 0 {
+			took += " of " + r.Budget.String()
 		}
 		switch {
 		case !r.Over:

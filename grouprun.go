@@ -455,12 +455,12 @@ func noticeOf(d time.Duration) time.Duration { return min(d/10, maxNotice) }
 
 // check returns an error if a field has an invalid value.
 func (g *Group) check() error {
-	if err := cmp.Or(notNegative("Group.Timeout", g.Timeout), notNegative("Group.ShutdownDelay", g.ShutdownDelay), g.Process.check()); err != nil {
+	if err := cmp.Or(notNegative("Group.Budget", g.Budget), notNegative("Group.ShutdownDelay", g.ShutdownDelay), g.Process.check()); err != nil {
 		return err
 	}
-	if spent := g.ShutdownDelay + g.reserve(g.WorkerReserve) + g.reserve(g.CleanupReserve); g.Timeout > 0 && spent >= g.Timeout {
-		return fmt.Errorf("graceful: Group.Timeout of %v leaves nothing for the servers: ShutdownDelay %v, WorkerReserve %v, CleanupReserve %v",
-			g.Timeout, g.ShutdownDelay, g.reserve(g.WorkerReserve), g.reserve(g.CleanupReserve))
+	if spent := g.ShutdownDelay + g.reserve(g.WorkerReserve) + g.reserve(g.CleanupReserve); g.Budget > 0 && spent >= g.Budget {
+		return fmt.Errorf("graceful: Group.Budget of %v leaves nothing for the servers: ShutdownDelay %v, WorkerReserve %v, CleanupReserve %v",
+			g.Budget, g.ShutdownDelay, g.reserve(g.WorkerReserve), g.reserve(g.CleanupReserve))
 	}
 	return nil
 }
@@ -472,8 +472,8 @@ func (g *Group) reserve(field time.Duration) time.Duration {
 		return field
 	case field < 0:
 		return 0
-	case g.Timeout > 0:
-		return min(g.Timeout/10, maxReserve)
+	case g.Budget > 0:
+		return min(g.Budget/10, maxReserve)
 	}
 	return maxReserve
 }
@@ -504,9 +504,9 @@ type groupStep struct {
 // newStep begins a step that leaves keep of the budget to later steps.
 func (g *Group) newStep(keep, share time.Duration, cut bool) groupStep {
 	s := groupStep{g: g, start: time.Now(), share: max(share, maxNotice), cut: cut}
-	if g.Timeout > 0 {
+	if g.Budget > 0 {
 		g.mu.Lock()
-		s.leave = g.began.Add(g.Timeout - keep)
+		s.leave = g.began.Add(g.Budget - keep)
 		g.mu.Unlock()
 		if s.leave.Before(s.start) {
 			s.leave = s.start

@@ -23,7 +23,7 @@ import (
 
 // addActor adds what github.com/oklog/run calls an actor.
 func addActor(g *graceful.Group, name string, execute func() error, interrupt func()) {
-	g.Server(name, execute, func(context.Context) error { interrupt(); return nil })
+	g.AddFuncs(name, execute, func(context.Context) error { interrupt(); return nil })
 }
 
 // TestGroupAsOklogRun plays scenarios of github.com/oklog/run v1.2.0: those of

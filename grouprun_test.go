@@ -49,7 +49,7 @@ func (s *groupScript) want(t *testing.T, lines ...string) {
 // context or does not (then it is endless at the deadline).
 func (s *groupScript) server(g *graceful.Group, name string, takes time.Duration) {
 	quit := make(chan struct{})
-	g.Server(name, func() error {
+	g.AddFuncs(name, func() error {
 		s.note(name + " serves")
 		<-quit
 		return http.ErrServerClosed
@@ -105,7 +105,7 @@ const groupForever = 1000 * time.Hour
 func TestGroupOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newGroupScript()
-		g := &graceful.Group{Timeout: 20 * time.Second, ShutdownDelay: time.Second, NoSignalHandling: true}
+		g := &graceful.Group{Budget: 20 * time.Second, ShutdownDelay: time.Second, NoSignalHandling: true}
 		s.server(g, "web", 2*time.Second)
 		s.server(g, "admin", time.Second)
 		s.worker(g, "mail", 3*time.Second)
@@ -180,7 +180,7 @@ func TestGroupDraining(t *testing.T) {
 			t.Error("the parent's values are lost")
 		}
 		end := make(chan struct{})
-		g.Server("foreign", func() error { <-end; return nil }, func(context.Context) error { close(end); return nil })
+		g.AddFuncs("foreign", func() error { <-end; return nil }, func(context.Context) error { close(end); return nil })
 		if _, err := g.Start(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -208,7 +208,7 @@ func TestGroupDraining(t *testing.T) {
 func TestGroupStopLast(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newGroupScript()
-		g := &graceful.Group{Timeout: 20 * time.Second, CleanupReserve: 4 * time.Second, ShutdownDelay: time.Second, NoSignalHandling: true}
+		g := &graceful.Group{Budget: 20 * time.Second, CleanupReserve: 4 * time.Second, ShutdownDelay: time.Second, NoSignalHandling: true}
 		s.server(g, "web", 2*time.Second)
 		s.server(g, "metrics", groupForever)
 		s.server(g, "pprof", time.Second)
@@ -337,13 +337,13 @@ func TestGroupFailure(t *testing.T) {
 		{"worker that says canceled before it was", func(g *graceful.Group) {
 			g.Go("mail", func(context.Context) error { return sleepThen(context.Canceled)() })
 		}, "worker mail failed: context canceled", "mail: context canceled\nweb: late"},
-		{"server", func(g *graceful.Group) { g.Server("api", sleepThen(boom), ok) },
+		{"server", func(g *graceful.Group) { g.AddFuncs("api", sleepThen(boom), ok) },
 			"server api failed: boom", "api: boom\nweb: late"},
-		{"server whose listener is closed under it", func(g *graceful.Group) { g.Server("api", sleepThen(net.ErrClosed), ok) },
+		{"server whose listener is closed under it", func(g *graceful.Group) { g.AddFuncs("api", sleepThen(net.ErrClosed), ok) },
 			"server api failed: use of closed network connection", "api: use of closed network connection\nweb: late"},
-		{"server that ends", func(g *graceful.Group) { g.Server("api", sleepThen(nil), ok) },
+		{"server that ends", func(g *graceful.Group) { g.AddFuncs("api", sleepThen(nil), ok) },
 			"server api ended", "web: late"},
-		{"server that another stopped", func(g *graceful.Group) { g.Server("api", sleepThen(http.ErrServerClosed), ok) },
+		{"server that another stopped", func(g *graceful.Group) { g.AddFuncs("api", sleepThen(http.ErrServerClosed), ok) },
 			"server api ended", "web: late"},
 		{"Goexit", func(g *graceful.Group) {
 			g.Go("mail", func(context.Context) error { runtime.Goexit(); return nil })
@@ -358,7 +358,7 @@ func TestGroupFailure(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				g := &graceful.Group{NoSignalHandling: true}
 				quit := make(chan struct{})
-				g.Server("web", func() error { <-quit; return nil },
+				g.AddFuncs("web", func() error { <-quit; return nil },
 					func(context.Context) error { close(quit); return errors.New("late") })
 				tc.add(g)
 				err := g.Run(t.Context())
@@ -436,7 +436,7 @@ func TestGroupAllReturned(t *testing.T) {
 func TestGroupShutdownBeforeStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newGroupScript()
-		g := &graceful.Group{NoSignalHandling: true, Timeout: time.Second}
+		g := &graceful.Group{NoSignalHandling: true, Budget: time.Second}
 		s.server(g, "web", 0)
 		s.worker(g, "mail", 0)
 		s.cleanup(g, "db", 0)
@@ -486,8 +486,8 @@ func TestGroupStopThenKill(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newGroupScript()
 		quit := make(chan struct{})
-		g := &graceful.Group{Timeout: 10 * time.Second, NoSignalHandling: true}
-		g.Server("grpc", func() error { <-quit; return nil },
+		g := &graceful.Group{Budget: 10 * time.Second, NoSignalHandling: true}
+		g.AddFuncs("grpc", func() error { <-quit; return nil },
 			graceful.StopThenKill(func() { s.note("GracefulStop"); <-quit }, func() { s.note("Stop"); close(quit) }))
 		g.Start(t.Context())
 		err := g.Shutdown(t.Context())
@@ -503,7 +503,7 @@ func TestGroupStopThenKill(t *testing.T) {
 func TestFinishing(t *testing.T) {
 	type key struct{}
 	synctest.Test(t, func(t *testing.T) {
-		g := &graceful.Group{Timeout: 10 * time.Second, NoSignalHandling: true}
+		g := &graceful.Group{Budget: 10 * time.Second, NoSignalHandling: true}
 		g.Go("mail", func(ctx context.Context) error {
 			ctx = context.WithValue(ctx, key{}, "mine")
 			<-ctx.Done()
@@ -555,7 +555,7 @@ func TestGroupNoDelay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := &graceful.Group{NoSignalHandling: true, ShutdownDelay: time.Hour}
 		g.Go("once", func(context.Context) error { return nil })
-		g.Server("web", func() error { time.Sleep(time.Second); return nil }, func(context.Context) error { return nil })
+		g.AddFuncs("web", func() error { time.Sleep(time.Second); return nil }, func(context.Context) error { return nil })
 		start := time.Now()
 		err := g.Run(t.Context())
 		if d := time.Since(start); err != nil || d != time.Second || g.Report().Reason != "server web ended" {
@@ -590,7 +590,7 @@ func TestGroupServerEnds(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				quit := make(chan struct{})
 				g := &graceful.Group{NoSignalHandling: true}
-				g.Server("web", func() error { <-quit; return tc.serve() },
+				g.AddFuncs("web", func() error { <-quit; return tc.serve() },
 					func(context.Context) error { close(quit); return tc.shutdown })
 				g.Go("worker", func(context.Context) error { return nil })
 				g.Start(t.Context())
@@ -615,7 +615,7 @@ func TestGroupContextEnded(t *testing.T) {
 	for range 100 {
 		var cleaned bool
 		g := &graceful.Group{NoSignalHandling: true}
-		g.Server("web", func() error { panic("served") }, func(context.Context) error { panic("shut down") })
+		g.AddFuncs("web", func() error { panic("served") }, func(context.Context) error { panic("shut down") })
 		g.Go("mail", func(context.Context) error { panic("ran") })
 		g.Defer("db", func(context.Context) error { cleaned = true; return nil })
 		if err := g.Run(ctx); err != nil || !cleaned {
@@ -637,10 +637,10 @@ func TestGroupKillsWhatPanics(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				one, two := make(chan struct{}), make(chan struct{})
-				g := &graceful.Group{NoSignalHandling: true, Timeout: time.Hour}
-				g.Server("grpc", func() error { <-one; return nil },
+				g := &graceful.Group{NoSignalHandling: true, Budget: time.Hour}
+				g.AddFuncs("grpc", func() error { <-one; return nil },
 					graceful.StopThenKill(tc.stop, func() { close(one) }))
-				g.Server("http", func() error { <-two; return nil },
+				g.AddFuncs("http", func() error { <-two; return nil },
 					graceful.ShutdownThenClose(panickyServer{tc.stop, two}))
 				g.Start(t.Context())
 				start := time.Now()
@@ -709,28 +709,28 @@ func TestGroupBudget(t *testing.T) {
 		want  []string
 		took  time.Duration
 	}{
-		{"all in time", &graceful.Group{Timeout: s10},
+		{"all in time", &graceful.Group{Budget: s10},
 			steps{1 * time.Second, 2 * time.Second, 3 * time.Second, -1}, 0,
 			[]string{"server web done 1", "worker mail done 2", "cleanup first done 3"}, 6 * time.Second},
-		{"servers overrun: reserves are kept", &graceful.Group{Timeout: s10},
+		{"servers overrun: reserves are kept", &graceful.Group{Budget: s10},
 			steps{groupForever, 500 * time.Millisecond, 500 * time.Millisecond, -1}, 0,
 			[]string{"server web cut 7.75", "worker mail done 0.5", "cleanup first done 0.5"}, 8750 * time.Millisecond},
-		{"all honour their contexts", &graceful.Group{Timeout: s10, CleanupReserve: 2 * time.Second},
+		{"all honour their contexts", &graceful.Group{Budget: s10, CleanupReserve: 2 * time.Second},
 			steps{groupForever, groupForever, groupForever, groupForever}, 0,
 			// Servers to 7 s, less 0.25; workers to 8 s, less a tenth of what
 			// they have; then each its half.
 			[]string{"server web cut 6.75", "worker mail cut 1.125", "cleanup second cut 0.95625", "cleanup first cut 1.051875"},
 			9883125 * time.Microsecond},
-		{"no worker, no cleanup: all is the servers'", &graceful.Group{Timeout: s10},
+		{"no worker, no cleanup: all is the servers'", &graceful.Group{Budget: s10},
 			steps{groupForever, -1, -1, -1}, 0,
 			[]string{"server web cut 9.75"}, 9750 * time.Millisecond},
-		{"reserves off", &graceful.Group{Timeout: s10, WorkerReserve: -1, CleanupReserve: -1},
+		{"reserves off", &graceful.Group{Budget: s10, WorkerReserve: -1, CleanupReserve: -1},
 			steps{groupForever, 0, 0, -1}, 0,
 			[]string{"server web cut 9.75", "worker mail done 0", "cleanup first done 0"}, 9750 * time.Millisecond},
-		{"the delay is part of it", &graceful.Group{Timeout: s10, ShutdownDelay: 4 * time.Second},
+		{"the delay is part of it", &graceful.Group{Budget: s10, ShutdownDelay: 4 * time.Second},
 			steps{groupForever, -1, -1, -1}, 0,
 			[]string{"server web cut 5.75"}, 9750 * time.Millisecond},
-		{"reserves are 5 s at most", &graceful.Group{Timeout: time.Hour},
+		{"reserves are 5 s at most", &graceful.Group{Budget: time.Hour},
 			steps{groupForever, groupForever, groupForever, -1}, 0,
 			[]string{"server web cut 3589.75", "worker mail cut 5", "cleanup first cut 5"}, 3599750 * time.Millisecond},
 		{"kill without a budget", &graceful.Group{},
@@ -738,7 +738,7 @@ func TestGroupBudget(t *testing.T) {
 			// Reserves are 5 s; each cleanup has its half from when it begins.
 			[]string{"server web cut 60", "worker mail cut 0", "cleanup second cut 2.25", "cleanup first cut 4.75"},
 			67 * time.Second},
-		{"kill in the delay", &graceful.Group{Timeout: time.Minute, ShutdownDelay: 30 * time.Second, WorkerReserve: time.Second},
+		{"kill in the delay", &graceful.Group{Budget: time.Minute, ShutdownDelay: 30 * time.Second, WorkerReserve: time.Second},
 			steps{groupForever, 500 * time.Millisecond, 500 * time.Millisecond, -1}, 3 * time.Second,
 			[]string{"server web cut 0", "worker mail cut 0", "cleanup first done 0.5"}, 3500 * time.Millisecond},
 	} {
@@ -805,9 +805,9 @@ func TestGroupLeftBehind(t *testing.T) {
 				return nil
 			}
 		}
-		g := &graceful.Group{Timeout: 10 * time.Second, NoSignalHandling: true}
+		g := &graceful.Group{Budget: 10 * time.Second, NoSignalHandling: true}
 		quit := make(chan struct{})
-		g.Server("web", func() error { <-quit; return nil }, func(ctx context.Context) error {
+		g.AddFuncs("web", func() error { <-quit; return nil }, func(ctx context.Context) error {
 			<-ctx.Done()
 			s.note("web told")
 			<-free
@@ -907,7 +907,7 @@ func playRandomGroup(t *testing.T, seed uint64) {
 	g := &graceful.Group{NoSignalHandling: true}
 	var kill time.Duration
 	if r.IntN(3) > 0 {
-		g.Timeout = 10*time.Second + upTo(30*time.Second)
+		g.Budget = 10*time.Second + upTo(30*time.Second)
 	}
 	if r.IntN(2) > 0 {
 		g.ShutdownDelay = upTo(2 * time.Second)
@@ -918,7 +918,7 @@ func playRandomGroup(t *testing.T, seed uint64) {
 	if r.IntN(2) > 0 {
 		g.CleanupReserve = upTo(2 * time.Second)
 	}
-	if r.IntN(2) > 0 || g.Timeout == 0 {
+	if r.IntN(2) > 0 || g.Budget == 0 {
 		kill = upTo(20 * time.Second)
 	}
 
@@ -940,7 +940,7 @@ func playRandomGroup(t *testing.T, seed uint64) {
 	}
 	for _, b := range servers {
 		quit := make(chan struct{})
-		g.Server("s", func() error { <-quit; return nil },
+		g.AddFuncs("s", func() error { <-quit; return nil },
 			func(ctx context.Context) error { defer close(quit); return play(ctx, b) })
 	}
 	for _, b := range workers {
@@ -970,8 +970,8 @@ func playRandomGroup(t *testing.T, seed uint64) {
 	if rep.Took != took || rep.Killed != killed {
 		t.Errorf("took %v, killed %v; want %v, %v", rep.Took, rep.Killed, took, killed)
 	}
-	if g.Timeout > 0 && rep.Took > g.Timeout {
-		t.Errorf("took %v of %v", rep.Took, g.Timeout)
+	if g.Budget > 0 && rep.Took > g.Budget {
+		t.Errorf("took %v of %v", rep.Took, g.Budget)
 	}
 	close(free)
 }
@@ -980,7 +980,7 @@ func playRandomGroup(t *testing.T, seed uint64) {
 // count from the shutdown's beginning; kill is 0 for never.
 func modelGroup(g *graceful.Group, servers, workers, cleanups []budgetTask, kill time.Duration) (list []string, took time.Duration, killed bool) {
 	const never = groupForever
-	timeout := g.Timeout
+	timeout := g.Budget
 	if timeout == 0 {
 		timeout = never
 	}
@@ -991,8 +991,8 @@ func modelGroup(g *graceful.Group, servers, workers, cleanups []budgetTask, kill
 		switch {
 		case field > 0:
 			return field
-		case g.Timeout > 0:
-			return min(g.Timeout/10, 5*time.Second)
+		case g.Budget > 0:
+			return min(g.Budget/10, 5*time.Second)
 		}
 		return 5 * time.Second
 	}

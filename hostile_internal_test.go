@@ -72,7 +72,7 @@ func TestKillLeavesHijacked(t *testing.T) {
 }
 
 // TestReportAddsUp: connections that end before the listeners are told to stop, as
-// with RetryAfter, are in the report as well.
+// with ShutdownSendRetryAfter, are in the report as well.
 func TestReportAddsUp(t *testing.T) {
 	entered, open := make(chan struct{}), make(chan struct{})
 	s := &Server{
@@ -80,8 +80,8 @@ func TestReportAddsUp(t *testing.T) {
 			entered <- struct{}{}
 			<-open
 		})},
-		NoSignalHandling: true,
-		RetryAfter:       time.Second,
+		NoSignalHandling:       true,
+		ShutdownSendRetryAfter: time.Second,
 	}
 	nc, stopped := startAndDial(t, s)
 	io.WriteString(nc, "GET / HTTP/1.1\r\nHost: h\r\n\r\n")

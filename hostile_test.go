@@ -415,7 +415,7 @@ func oneLife(t *testing.T, i int) {
 		<-srv.StopChan()
 	case 4: // in a group, which catches signals, with workers
 		srv.NoSignalHandling = true
-		g := &graceful.Group{Timeout: time.Minute}
+		g := &graceful.Group{Budget: time.Minute}
 		g.Add("web", srv)
 		g.Go("worker", func(ctx context.Context) error { <-ctx.Done(); return nil })
 		g.Defer("cleanup", func(context.Context) error { return nil })
@@ -457,7 +457,7 @@ func TestTwoServers(t *testing.T) {
 	})
 	patient := &graceful.Server{
 		Server: &http.Server{Handler: h}, NoSignalHandling: true,
-		ShutdownDelay: time.Hour, IdleGrace: time.Hour, RetryAfter: time.Hour, ListenLimit: 1,
+		ShutdownDelay: time.Hour, IdleGrace: time.Hour, ShutdownSendRetryAfter: time.Hour, ListenLimit: 1,
 		BeforeShutdown: func() bool { return false },
 	}
 	hasty := &graceful.Server{Server: &http.Server{Handler: h}, NoSignalHandling: true, IdleGrace: -1}

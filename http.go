@@ -27,8 +27,8 @@ type httpSide struct {
 
 	// Immutable after prepare.
 	err        error
-	handler    http.Handler // the caller's, and what Health and RetryAfter put around it
-	inflight   *InFlight    // nil without RetryAfter
+	handler    http.Handler // the caller's, and what Health and ShutdownSendRetryAfter put around it
+	inflight   *InFlight    // nil without ShutdownSendRetryAfter
 	hs         *http.Server // serves; made from the caller's, which only configures
 	limit      *limiter     // nil without ListenLimit
 	http2      http2Kind
@@ -106,13 +106,13 @@ func (s *Server) check() error {
 	return cmp.Or(
 		notNegative("Server.Timeout", s.Timeout),
 		notNegative("Server.ShutdownDelay", s.ShutdownDelay),
-		notNegative("Server.RetryAfter", s.RetryAfter),
+		notNegative("Server.ShutdownSendRetryAfter", s.ShutdownSendRetryAfter),
 		s.Process.check(),
 		notNegative("Server.ListenLimit", s.ListenLimit),
 	)
 }
 
-// compose returns the caller's handler, wrapped as Health and RetryAfter require.
+// compose returns the caller's handler, wrapped as Health and ShutdownSendRetryAfter require.
 func (s *Server) compose() http.Handler {
 	h := s.Server.Handler
 	if h == nil {
@@ -123,8 +123,8 @@ func (s *Server) compose() http.Handler {
 	if s.Health != nil {
 		h = s.Health.Handler(h)
 	}
-	if s.RetryAfter > 0 {
-		s.side.inflight = &InFlight{RetryAfter: s.RetryAfter, ReleaseWindow: -1}
+	if s.ShutdownSendRetryAfter > 0 {
+		s.side.inflight = &InFlight{RetryAfter: s.ShutdownSendRetryAfter, ReleaseWindow: -1}
 		h = s.side.inflight.serverHandler(h)
 	}
 	return h
@@ -315,7 +315,7 @@ type httpConn struct {
 	last requestLine
 
 	// counted is where InFlight counts the HTTP/1 request in progress for
-	// Server.RetryAfter; nil if it is not counted.
+	// Server.ShutdownSendRetryAfter; nil if it is not counted.
 	counted atomic.Pointer[counter.Shard]
 }
 
@@ -585,8 +585,8 @@ func (p *httpProtocol) interrupted(yes bool) { p.Interrupted = yes }
 
 func (p *httpProtocol) beginDelay() { p.server().health().Shutdown() }
 
-// finishRequests makes the handler refuse new requests, if RetryAfter is set. The
-// channel is closed when those in progress are answered or ctx ends.
+// finishRequests makes the handler refuse new requests, if ShutdownSendRetryAfter is
+// set. The channel is closed when those in progress are answered or ctx ends.
 func (p *httpProtocol) finishRequests(ctx context.Context) <-chan struct{} {
 	f := p.side.inflight
 	if f == nil || p.life.handedOver.Load() {

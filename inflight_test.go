@@ -438,16 +438,16 @@ type lateComer struct {
 	JSON       bool
 }
 
-// The two modes of the Kubernetes apiserver: with RetryAfter the listener stays
-// open until the requests in flight are answered, and new requests are refused
+// The two modes of the Kubernetes apiserver: with ShutdownSendRetryAfter the listener
+// stays open until the requests in flight are answered, and new requests are refused
 // with an answer; without it the listener is closed first.
-func TestRetryAfter(t *testing.T) {
+func TestShutdownSendRetryAfter(t *testing.T) {
 	for _, retryAfter := range []time.Duration{0, 1500 * time.Millisecond} {
-		t.Run(fmt.Sprint(retryAfter), func(t *testing.T) { testRetryAfter(t, retryAfter) })
+		t.Run(fmt.Sprint(retryAfter), func(t *testing.T) { testShutdownSendRetryAfter(t, retryAfter) })
 	}
 }
 
-func testRetryAfter(t *testing.T, retryAfter time.Duration) {
+func testShutdownSendRetryAfter(t *testing.T, retryAfter time.Duration) {
 	entered, leave := make(chan struct{}), make(chan struct{})
 	var mu sync.Mutex
 	var order []string
@@ -459,11 +459,11 @@ func testRetryAfter(t *testing.T, retryAfter time.Duration) {
 	listenerClosed := make(chan struct{})
 	mux := http.NewServeMux()
 	srv := &graceful.Server{
-		Server:           &http.Server{Addr: "127.0.0.1:0", Handler: mux},
-		Timeout:          30 * time.Second,
-		IdleGrace:        50 * time.Millisecond,
-		RetryAfter:       retryAfter,
-		NoSignalHandling: true,
+		Server:                 &http.Server{Addr: "127.0.0.1:0", Handler: mux},
+		Timeout:                30 * time.Second,
+		IdleGrace:              50 * time.Millisecond,
+		ShutdownSendRetryAfter: retryAfter,
+		NoSignalHandling:       true,
 		LogFunc: func(format string, args ...any) {
 			for _, prefix := range []string{"shutdown initiated", "listener", "stopped"} {
 				if line := fmt.Sprintf(format, args...); strings.HasPrefix(line, prefix) {
@@ -560,10 +560,10 @@ func testRetryAfter(t *testing.T, retryAfter time.Duration) {
 	}
 }
 
-// A hijacked connection does not hold the drain that RetryAfter asks for,
-// whatever it was hijacked for: it is left alone as it is without RetryAfter. It
+// A hijacked connection does not hold the drain that ShutdownSendRetryAfter asks for,
+// whatever it was hijacked for: it is left alone as it is without. It
 // used to, unless it was a WebSocket.
-func TestRetryAfterLeavesHijacked(t *testing.T) {
+func TestShutdownSendRetryAfterLeavesHijacked(t *testing.T) {
 	for name, request := range map[string]string{
 		"upgrade": "GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n",
 		"SSE":     "GET / HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n",
@@ -589,8 +589,8 @@ func TestRetryAfterLeavesHijacked(t *testing.T) {
 					defer conn.Close()
 					<-release
 				}))},
-				RetryAfter:       time.Second,
-				NoSignalHandling: true,
+				ShutdownSendRetryAfter: time.Second,
+				NoSignalHandling:       true,
 			}
 			stopped, err := srv.Start(t.Context())
 			if err != nil {
@@ -634,8 +634,8 @@ func TestRetryAfterProbesDoNotHold(t *testing.T) {
 			default:
 			}
 		})},
-		RetryAfter:       time.Second,
-		NoSignalHandling: true,
+		ShutdownSendRetryAfter: time.Second,
+		NoSignalHandling:       true,
 	}
 	stopped, err := srv.Start(t.Context())
 	if err != nil {

@@ -726,9 +726,10 @@ func TestPanics(t *testing.T) {
 
 // TestHooksOnce: ShutdownInitiated and the functions registered for the shutdown,
 // with the Server and with its http.Server, run once, however often and by whatever
-// means the shutdown is begun; when the listeners are closed, so that a successor finds the port free,
-// or with RetryAfter, which keeps them open, when draining begins. Each has a
-// goroutine of its own: one that does not return holds nothing up.
+// means the shutdown is begun; when the listeners are closed, so that a successor
+// finds the port free, or with ShutdownSendRetryAfter, which keeps them open, when
+// draining begins. Each has a goroutine of its own: one that does not return holds
+// nothing up.
 func TestHooksOnce(t *testing.T) {
 	for name, begin := range map[string]func(s *served){
 		"Stop":                 func(s *served) { s.Stop(0) },
@@ -746,7 +747,7 @@ func TestHooksOnce(t *testing.T) {
 	} {
 		for _, retryAfter := range []time.Duration{0, time.Second} {
 			for _, delay := range []time.Duration{0, time.Minute} {
-				t.Run(fmt.Sprintf("%s, RetryAfter %v, delay %v", name, retryAfter, delay), func(t *testing.T) {
+				t.Run(fmt.Sprintf("%s, ShutdownSendRetryAfter %v, delay %v", name, retryAfter, delay), func(t *testing.T) {
 					synctest.Test(t, func(t *testing.T) {
 						l := newVirtListener()
 						closed := make(chan struct{})
@@ -781,7 +782,7 @@ func TestHooksOnce(t *testing.T) {
 						}
 						inner := &http.Server{Handler: sleeper}
 						inner.RegisterOnShutdown(note("inner"))
-						srv := &graceful.Server{Server: inner, RetryAfter: retryAfter, ShutdownDelay: delay, ShutdownInitiated: note("initiated")}
+						srv := &graceful.Server{Server: inner, ShutdownSendRetryAfter: retryAfter, ShutdownDelay: delay, ShutdownInitiated: note("initiated")}
 						srv.RegisterOnShutdown(note("outer"))
 						s := serve(t, srv, cl)
 						newClient(t, l.dial()).ask("/1h")

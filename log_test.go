@@ -114,7 +114,7 @@ func TestSlogGroup(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		defer outlast()
 		log := newSlogLines()
-		g := &graceful.Group{Timeout: 10 * time.Second, ShutdownDelay: time.Second, NoSignalHandling: true, Slog: log.Logger}
+		g := &graceful.Group{Budget: 10 * time.Second, ShutdownDelay: time.Second, NoSignalHandling: true, Slog: log.Logger}
 		s := newGroupScript()
 		s.server(g, "web", 1500*ms)
 		g.Go("mail", func(context.Context) error { time.Sleep(time.Hour); return nil })
@@ -250,7 +250,7 @@ func TestReportJSON(t *testing.T) {
 // TestGroupReportJSON: the names, which programs rely on.
 func TestGroupReportJSON(t *testing.T) {
 	got, err := json.Marshal(graceful.GroupReport{
-		Reason: "signal terminated", Began: time.Date(2026, 11, 26, 12, 0, 0, 0, time.UTC), Took: 1500 * ms, Timeout: time.Minute,
+		Reason: "signal terminated", Began: time.Date(2026, 11, 26, 12, 0, 0, 0, time.UTC), Took: 1500 * ms, Budget: time.Minute,
 		Killed: true, Over: true,
 		Entries: []graceful.GroupEntry{{Kind: "worker", Name: "mail", Outcome: graceful.GroupLeftBehind, Took: time.Second, Errors: []error{io.EOF}, Detail: "busy"}},
 	})

@@ -207,10 +207,10 @@ func TestPoolInGroup(t *testing.T) {
 			done.Add(1)
 			return ctx.Err()
 		}}
-		g := &graceful.Group{Timeout: time.Minute, NoSignalHandling: true}
+		g := &graceful.Group{Budget: time.Minute, NoSignalHandling: true}
 		quit, drained := make(chan struct{}), make(chan struct{})
 		sent := int32(0)
-		g.Server("feed", func() error {
+		g.AddFuncs("feed", func() error {
 			defer close(drained)
 			for {
 				select {

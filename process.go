@@ -463,7 +463,7 @@ func (g *Group) connect() {
 			}
 			return all
 		},
-		budget: func() time.Duration { return g.Timeout },
+		budget: func() time.Duration { return g.Budget },
 		handOver: func(reason string, share func()) bool {
 			g.mu.Lock()
 			defer g.mu.Unlock()

@@ -395,9 +395,9 @@ func TestGroupChild(t *testing.T) {
 	if part == "" {
 		t.Skip("only as a child process")
 	}
-	g := &graceful.Group{Timeout: time.Minute}
+	g := &graceful.Group{Budget: time.Minute}
 	quit := make(chan struct{})
-	g.Server("web", func() error { <-quit; return nil }, func(ctx context.Context) error {
+	g.AddFuncs("web", func() error { <-quit; return nil }, func(ctx context.Context) error {
 		defer close(quit)
 		fmt.Println("drains")
 		if part == "drain" {

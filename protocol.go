@@ -37,7 +37,7 @@ import (
 //
 // For protocols that answer out of order (gRPC, multiplexed RPC) that is wrong:
 // after a quick answer the connection looks idle although a slow call is in
-// progress. If the server has a graceful stop of its own, use Group.Server with
+// progress. If the server has a graceful stop of its own, use Group.AddFuncs with
 // StopThenKill or ShutdownThenClose. Otherwise set Multiplexed, or call Busy for
 // each call.
 //

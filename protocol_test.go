@@ -735,7 +735,7 @@ func TestListenerInGroup(t *testing.T) {
 		ql, l := newQueued()
 		l.NoSignalHandling, l.ShutdownDelay, l.Timeout = false, time.Hour, time.Hour
 		s := &lineServer{}
-		g := &graceful.Group{Timeout: 20 * time.Second, ShutdownDelay: time.Second, NoSignalHandling: true}
+		g := &graceful.Group{Budget: 20 * time.Second, ShutdownDelay: time.Second, NoSignalHandling: true}
 		g.Add("lines", l, func() error {
 			s.start(l)
 			<-s.done

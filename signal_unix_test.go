@@ -190,7 +190,7 @@ func TestConductChild(t *testing.T) {
 		close(quit)
 		return true
 	}, func(os.Signal) {})
-	g.Server("web", func() error { <-quit; return nil }, func(context.Context) error { <-quit; return nil })
+	g.AddFuncs("web", func() error { <-quit; return nil }, func(context.Context) error { <-quit; return nil })
 	g.Go("ready", func(context.Context) error { fmt.Println("ready"); return nil })
 	fmt.Println(g.Run(t.Context()))
 	stop()

@@ -419,7 +419,7 @@ func runUpgradable(args []string) int {
 			l.Close()
 		}
 	case "group":
-		g := &graceful.Group{Process: process, Timeout: 20 * time.Second, LogFunc: logFunc}
+		g := &graceful.Group{Process: process, Budget: 20 * time.Second, LogFunc: logFunc}
 		g.Add("web", srv, serve...)
 		err = g.Run(context.Background())
 	default:

@@ -39,7 +39,7 @@ func TestCmux(t *testing.T) {
 		})
 		// The first of the other two that drains has closed root, as cmux's
 		// listeners do.
-		g.Server("cmux", m.Serve, func(context.Context) error { m.Close(); return nil })
+		g.AddFuncs("cmux", m.Serve, func(context.Context) error { m.Close(); return nil })
 		return start(t, root.Addr().String(), g)
 	}
 	play(t, next, func(l *load, n int) {

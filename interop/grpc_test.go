@@ -67,7 +67,7 @@ func TestGRPC(t *testing.T) {
 			t.Fatal(err)
 		}
 		g := newGroup()
-		g.Server("grpc", func() error { return s.Serve(l) }, graceful.StopThenKill(s.GracefulStop, s.Stop))
+		g.AddFuncs("grpc", func() error { return s.Serve(l) }, graceful.StopThenKill(s.GracefulStop, s.Stop))
 		return start(t, l.Addr().String(), g)
 	}, grpcClient).wantNoLoss()
 }
@@ -102,7 +102,7 @@ func (s *withContext) Context() context.Context { return s.ctx }
 func TestGRPCHealthWatch(t *testing.T) {
 	const delay = 300 * time.Millisecond
 	g := newGroup()
-	g.Timeout, g.ShutdownDelay = time.Minute, delay
+	g.Budget, g.ShutdownDelay = time.Minute, delay
 	check := health.NewServer()
 	s := grpc.NewServer(grpc.StreamInterceptor(
 		func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
@@ -130,7 +130,7 @@ func TestGRPCHealthWatch(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g.Server("grpc", func() error { return s.Serve(l) }, graceful.StopThenKill(s.GracefulStop, s.Stop))
+	g.AddFuncs("grpc", func() error { return s.Serve(l) }, graceful.StopThenKill(s.GracefulStop, s.Stop))
 	if _, err := g.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -178,7 +178,7 @@ func TestGRPCStoppedEarly(t *testing.T) {
 			t.Fatal(err)
 		}
 		g := newGroup()
-		g.Server("grpc", func() error { return s.Serve(l) }, graceful.StopThenKill(s.GracefulStop, s.Stop))
+		g.AddFuncs("grpc", func() error { return s.Serve(l) }, graceful.StopThenKill(s.GracefulStop, s.Stop))
 		g.Go("done at once", func(context.Context) error { g.Stop("test"); return nil })
 		if err := g.Run(context.Background()); err != nil {
 			t.Fatal(err)

@@ -35,7 +35,7 @@ func TestHTTP3(t *testing.T) {
 		}
 		srv := &http3.Server{Handler: h, TLSConfig: http3.ConfigureTLSConfig(&tls.Config{Certificates: []tls.Certificate{cert}})}
 		g := newGroup()
-		g.Server("http3", func() error { return srv.Serve(pc) }, graceful.ShutdownThenClose(srv))
+		g.AddFuncs("http3", func() error { return srv.Serve(pc) }, graceful.ShutdownThenClose(srv))
 		g.Defer("socket", func(context.Context) error { return pc.Close() })
 		return start(t, pc.LocalAddr().String(), g)
 	}, func(l *load, n int) {

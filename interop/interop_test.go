@@ -31,7 +31,7 @@ type server struct {
 // newGroup returns a group as these tests use it. Its Timeout is what a test
 // that hangs takes.
 func newGroup() *graceful.Group {
-	return &graceful.Group{NoSignalHandling: true, Timeout: 30 * time.Second}
+	return &graceful.Group{NoSignalHandling: true, Budget: 30 * time.Second}
 }
 
 // grace is the IdleGrace of all servers.

@@ -37,7 +37,7 @@ func main() {
 	out := bufio.NewWriter(journal)
 	s := newStore()
 	g := &graceful.Group{
-		Timeout:       *timeout,
+		Budget:        *timeout,
 		ShutdownDelay: *delay,
 		Logger:        log.New(os.Stderr, "", 0),
 	}
