@@ -455,7 +455,12 @@ func noticeOf(d time.Duration) time.Duration { return min(d/10, maxNotice) }
 
 // check returns an error if a field has an invalid value.
 func (g *Group) check() error {
-	if err := cmp.Or(notNegative("Group.Budget", g.Budget), notNegative("Group.ShutdownDelay", g.ShutdownDelay), g.Process.check()); err != nil {
+	if err := cmp.Or(
+		notNegative("Group.Budget", g.Budget),
+		notNegative("Group.ShutdownDelay", g.ShutdownDelay),
+		catchable("Group.Signals", g.Signals),
+		g.Process.check(signalsOf(g.Signals, g.NoSignalHandling)),
+	); err != nil {
 		return err
 	}
 	if spent := g.ShutdownDelay + g.reserve(g.WorkerReserve) + g.reserve(g.CleanupReserve); g.Budget > 0 && spent >= g.Budget {

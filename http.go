@@ -107,7 +107,8 @@ func (s *Server) check() error {
 		notNegative("Server.Timeout", s.Timeout),
 		notNegative("Server.ShutdownDelay", s.ShutdownDelay),
 		notNegative("Server.ShutdownSendRetryAfter", s.ShutdownSendRetryAfter),
-		s.Process.check(),
+		catchable("Server.Signals", s.Signals),
+		s.Process.check(signalsOf(s.Signals, s.NoSignalHandling)),
 		notNegative("Server.ListenLimit", s.ListenLimit),
 	)
 }

@@ -37,12 +37,14 @@ import (
 // serves on. If a shutdown begins meanwhile, the successor is ended.
 //
 // Upgrades work on Unix systems. On others Upgrade returns an error that wraps
-// errors.ErrUnsupported.
+// errors.ErrUnsupported. PID 1 of a container cannot be replaced: Upgrade returns an
+// error, because the container ends with it.
 type Process struct {
 	// UpgradeSignals are the signals that start a successor, such as SIGHUP or
-	// SIGUSR2. An error is logged. nil means that only Upgrade starts one. Unlike
-	// those of Server.Signals they are caught also if they were ignored when the
-	// process started (nohup).
+	// SIGUSR2. An error is logged. nil means that only Upgrade starts one. They are
+	// caught until the shutdown is over, also with NoSignalHandling, and also if they
+	// were ignored when the process started (nohup). A signal that begins the
+	// shutdown is an error here.
 	UpgradeSignals []os.Signal
 
 	// UpgradeTimeout is how long a successor may take until it is ready. 0 means a
@@ -61,12 +63,21 @@ type Process struct {
 	Env []string
 }
 
-// check returns an error if a field of p, which may be nil, has an invalid value.
-func (p *Process) check() error {
+// check returns an error if a field of p, which may be nil, has an invalid value. The
+// signals stop begin the shutdown.
+func (p *Process) check(stop []os.Signal) error {
 	if p == nil {
 		return nil
 	}
-	return notNegative("Process.UpgradeTimeout", p.UpgradeTimeout)
+	for _, sig := range p.UpgradeSignals {
+		if slices.Contains(stop, sig) {
+			return fmt.Errorf("graceful: Process.UpgradeSignals has %v, which begins the shutdown", sig)
+		}
+	}
+	return cmp.Or(
+		catchable("Process.UpgradeSignals", p.UpgradeSignals),
+		notNegative("Process.UpgradeTimeout", p.UpgradeTimeout),
+	)
 }
 
 var (
@@ -121,13 +132,21 @@ func (k *processLink) settle() {
 }
 
 // run tells systemd and the predecessor what happens, and starts successors upon the
-// signals that upgrade receives, until the shutdown is over.
+// signals that upgrade receives, until the shutdown is over. A signal that comes while
+// the process drains must not have its default effect, which is to end it.
 func (k *processLink) run(upgrade chan os.Signal) {
 	defer signal.Stop(upgrade)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	isReady := make(chan bool, 1)
 	go func() { isReady <- k.awaitReady(ctx) }()
+	told := make(chan struct{})
+	go func() {
+		defer close(told)
+		<-k.begun
+		k.sayStopping()
+		<-k.stopped
+	}()
 	for {
 		select {
 		case ok := <-isReady:
@@ -141,10 +160,7 @@ func (k *processLink) run(upgrade chan os.Signal) {
 					k.log(event(slog.LevelError, "upgrade failed", slog.String("error", err.Error())).sentence("upgrade failed: %v", err))
 				}
 			}()
-		case <-k.begun:
-			signal.Stop(upgrade)
-			k.sayStopping()
-			<-k.stopped
+		case <-told:
 			return
 		}
 	}
@@ -244,6 +260,8 @@ func (k *processLink) beginUpgrade() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	switch {
+	case os.Getpid() == 1:
+		return errors.New("this process is PID 1, and the kernel would end its successor with it")
 	case isClosed(k.begun):
 		return errStopping
 	case k.upgrading:
@@ -361,7 +379,7 @@ func (l *Listener) Upgrade(ctx context.Context) error {
 }
 
 // Upgrade replaces this process as Process says. See Server.Upgrade. Servers that were
-// added by the method Server take part if their sockets come from Listen.
+// added by AddFuncs take part if their sockets come from Listen.
 func (g *Group) Upgrade(ctx context.Context) error {
 	g.mu.Lock()
 	link := g.link

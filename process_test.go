@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"os"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -36,15 +38,36 @@ func TestUpgradeRefused(t *testing.T) {
 	s.Shutdown(bg)
 	wants(s.Upgrade(bg), "a shutdown has begun")
 
-	bad := &graceful.Process{UpgradeTimeout: -1}
-	const text = "graceful: Process.UpgradeTimeout is negative: -1ns"
-	wants((&graceful.Server{Process: bad}).Serve(newVirtSocket()), text)
-	_, err := (&graceful.Group{Process: bad}).Start(bg)
-	wants(err, text)
-	l := newListener(newVirtSocket())
-	l.Process = bad
-	_, err = l.Accept()
-	wants(err, text)
+}
+
+// TestProcessFields: invalid values are refused before anything is served.
+func TestProcessFields(t *testing.T) {
+	for _, tc := range []struct {
+		want    string // %s is the type's name
+		process graceful.Process
+		signals []os.Signal
+	}{
+		{"Process.UpgradeTimeout is negative: -1ns", graceful.Process{UpgradeTimeout: -1}, nil},
+		{"Process.UpgradeSignals has terminated, which begins the shutdown", graceful.Process{UpgradeSignals: []os.Signal{syscall.SIGHUP, syscall.SIGTERM}}, nil},
+		{"Process.UpgradeSignals has hangup, which begins the shutdown", graceful.Process{UpgradeSignals: []os.Signal{syscall.SIGHUP}}, []os.Signal{syscall.SIGHUP}},
+		{"Process.UpgradeSignals has a signal that cannot be caught: killed", graceful.Process{UpgradeSignals: []os.Signal{os.Kill}}, nil},
+		{"%s.Signals has a signal that cannot be caught: killed", graceful.Process{}, []os.Signal{os.Interrupt, os.Kill}},
+		{"%s.Signals has a signal that cannot be caught: <nil>", graceful.Process{}, []os.Signal{nil}},
+	} {
+		wants := func(typ string, err error) {
+			t.Helper()
+			if want := "graceful: " + strings.ReplaceAll(tc.want, "%s", typ); err == nil || err.Error() != want {
+				t.Errorf("%v, want %s", err, want)
+			}
+		}
+		wants("Server", (&graceful.Server{Process: &tc.process, Signals: tc.signals}).Serve(newVirtSocket()))
+		_, err := (&graceful.Group{Process: &tc.process, Signals: tc.signals}).Start(bg)
+		wants("Group", err)
+		l := newListener(newVirtSocket())
+		l.Process, l.Signals, l.NoSignalHandling = &tc.process, tc.signals, false
+		_, err = l.Accept()
+		wants("Listener", err)
+	}
 }
 
 // TestUpgradeFails: a successor that does not start, ends early, or is not ready in

@@ -671,3 +671,49 @@ func TestSystemdWatchdog(t *testing.T) {
 		}
 	}
 }
+
+// TestLateUpgradeSignal: a signal for an upgrade that comes while the process drains is
+// refused. The default effect of SIGHUP would end the process, and with it the requests
+// in progress.
+func TestLateUpgradeSignal(t *testing.T) {
+	entered, open := make(chan struct{}), make(chan struct{})
+	logged := make(chan string, 100)
+	srv := &graceful.Server{
+		Server: &http.Server{Addr: "127.0.0.1:0", Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			close(entered)
+			<-open
+			io.WriteString(w, "served")
+		})},
+		NoSignalHandling: true,
+		LogFunc:          func(format string, args ...any) { logged <- fmt.Sprintf(format, args...) },
+		Process:          &graceful.Process{UpgradeSignals: []os.Signal{syscall.SIGHUP}, Path: "/does/not/exist"},
+	}
+	if _, err := srv.Start(bg); err != nil {
+		t.Fatal(err)
+	}
+	got := make(chan string, 1)
+	go func() { got <- fetch("http", srv.Addrs()[0]) }()
+	<-entered
+	srv.Stop(0)
+	for srv.Phase() != graceful.PhaseDraining {
+		time.Sleep(ms)
+	}
+	if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	for told, late := false, time.After(time.Minute); !told; {
+		select {
+		case line := <-logged:
+			told = strings.Contains(line, "upgrade failed: a shutdown has begun")
+		case <-late:
+			t.Fatal("the signal was not received")
+		}
+	}
+	close(open)
+	if text := <-got; text != "served" {
+		t.Errorf("got %q", text)
+	}
+	if err := srv.Wait(); err != nil {
+		t.Error(err)
+	}
+}

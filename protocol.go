@@ -332,7 +332,8 @@ func (l *Listener) check() error {
 		notNegative("Listener.Timeout", l.Timeout),
 		notNegative("Listener.ShutdownDelay", l.ShutdownDelay),
 		notNegative("Listener.ListenLimit", l.ListenLimit),
-		l.Process.check(),
+		catchable("Listener.Signals", l.Signals),
+		l.Process.check(signalsOf(l.Signals, l.NoSignalHandling)),
 	)
 }
 

@@ -1,6 +1,7 @@
 package graceful
 
 import (
+	"fmt"
 	"os"
 	"os/signal"
 	"slices"
@@ -34,6 +35,16 @@ func notify(c chan<- os.Signal, sigs []os.Signal) {
 	if len(sigs) > 0 { // without arguments Notify catches all signals
 		signal.Notify(c, sigs...)
 	}
+}
+
+// catchable returns an error if one of the signals of a field can never be caught.
+func catchable(field string, sigs []os.Signal) error {
+	for _, sig := range sigs {
+		if sig == nil || sig == os.Kill {
+			return fmt.Errorf("graceful: %s has a signal that cannot be caught: %v", field, sig)
+		}
+	}
+	return nil
 }
 
 // signalsOf returns the signals that begin a shutdown, for the fields Signals and
