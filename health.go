@@ -163,9 +163,9 @@ func (h *Health) Alive(ctx context.Context) error {
 }
 
 // ReadyHandler returns a handler for readiness probes. It answers 200 if the
-// process should get requests, and otherwise 503 with the names of the checks that
-// fail. Besides the checks that were added there are two: "startup" fails while the
-// application is not ready, and "shutdown" once a shutdown has begun.
+// process should get requests, and otherwise 503. If a check fails, or warns, the
+// response lists the checks. Besides those that were added there are two: "startup"
+// fails while the application is not ready, and "shutdown" once a shutdown has begun.
 //
 // The request's query changes the response. verbose lists all checks, also if none
 // fails. exclude=name, which may be repeated, leaves the named check out.
@@ -332,14 +332,14 @@ func (h *Health) answer(w http.ResponseWriter, r *http.Request, builtin []checkR
 }
 
 // asText renders the results as the Kubernetes apiserver does: as a list if a
-// check failed or verbose is true, and otherwise as one line.
+// check failed or warns, or verbose is true, and otherwise as one line.
 func (h *Health) asText(status string, results []checkResult, unknown []string, verbose bool) []byte {
 	var b strings.Builder
 	last := "ok"
 	if status == "fail" {
 		last = "failed"
 	}
-	if status != "fail" && !verbose {
+	if status == "pass" && !verbose {
 		return []byte(last + "\n")
 	}
 	for _, res := range results {
