@@ -169,8 +169,8 @@ type Group struct {
 // net/http and of grpc-go does.
 //
 // When ctx ends, shutdown must close the connections that are left.
-// ShutdownThenClose makes such a function for *http.AddFuncs, StopThenKill for
-// *grpc.AddFuncs. Use Add for the servers of this package. If such a server is
+// ShutdownThenClose makes such a function for *http.Server, StopThenKill for
+// *grpc.Server. Use Add for the servers of this package. If such a server is
 // given to AddFuncs as functions, or is not in the group, it catches signals
 // itself: on a signal it begins to drain when the group's servers do, and is not
 // unready before.
@@ -209,7 +209,7 @@ func (g *Group) Add(name string, m GroupMember, serve ...func() error) {
 	g.addServer(&groupTask{kind: "server", name: name, member: m, serve: serve, shutdown: m.Shutdown})
 }
 
-// StopLast makes the servers with these names, which Server or Add has added, start
+// StopLast makes the servers with these names, which Add or AddFuncs has added, start
 // before all others and stop when workers and cleanup have ended. They serve as usual
 // until then: during the shutdown metrics are still scraped, profiles taken and probes
 // answered. For probes use the group's ReadyHandler, or that of a server that does
