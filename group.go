@@ -202,7 +202,7 @@ func (g *Group) AddFuncs(name string, serve func() error, shutdown func(context.
 // Add panics if m or a function is nil, m serves already, was stopped or belongs
 // to a group, or the group has been started.
 func (g *Group) Add(name string, m GroupMember, serve ...func() error) {
-	if m == nil || slices.ContainsFunc(serve, func(f func() error) bool { return f == nil }) {
+	if m == nil || m == (*Server)(nil) || m == (*Listener)(nil) || slices.ContainsFunc(serve, func(f func() error) bool { return f == nil }) {
 		panic("graceful: Group.Add: nil for " + name)
 	}
 	m.joinGroup()

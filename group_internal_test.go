@@ -156,5 +156,14 @@ func TestGroupMemberDoesNotStart(t *testing.T) {
 		if diff := cmp.Diff(want, log.lines); diff != "" {
 			t.Error(diff)
 		}
+		time.Sleep(time.Second)
+		var entries []string
+		for _, e := range g.Report().Entries {
+			entries = append(entries, fmt.Sprintf("%s %s %s", e.Name, e.Outcome, e.Took))
+		}
+		want = []string{"a done 1s", "b failed 0s", "c not started 0s", "mail not started 0s", "db done 0s"}
+		if diff := cmp.Diff(want, entries); diff != "" {
+			t.Error(diff)
+		}
 	})
 }

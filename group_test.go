@@ -454,6 +454,8 @@ func TestGroupMisuse(t *testing.T) {
 		"nil worker":                  func() { g.Go("x", nil) },
 		"nil cleanup":                 func() { g.Defer("x", nil) },
 		"nil member":                  func() { g.Add("x", nil) },
+		"nil Server":                  func() { g.Add("x", (*graceful.Server)(nil)) },
+		"nil Listener":                func() { g.Add("x", (*graceful.Listener)(nil)) },
 		"no such server to stop last": func() { g.StopLast("y") },
 		"server after Start": func() {
 			g.Start(t.Context())

@@ -30,7 +30,7 @@ type GroupEntry struct {
 	Kind    string        `json:"kind"`    // "server", "worker" or "cleanup"
 	Name    string        `json:"name"`    // as it was added
 	Outcome GroupOutcome  `json:"outcome"` // whether it has returned, and how
-	Took    time.Duration `json:"-"`       // from when it was told to end (a cleanup: to begin); 0 if it ended before; took_seconds
+	Took    time.Duration `json:"-"`       // from when it was told to end (a cleanup: to begin); 0 if it ended before, or did not start; took_seconds
 	Errors  []error       `json:"-"`       // its errors, without its name; errors
 	Detail  string        `json:"detail"`  // a server's connections and the errors of its serve functions, or the busy workers of a Pool
 }
@@ -214,7 +214,7 @@ func (t *groupTask) entryLocked() GroupEntry {
 		e.Outcome = GroupDone
 	}
 	switch {
-	case t.asked.IsZero() || !t.ended.IsZero() && t.ended.Before(t.asked):
+	case !t.started, t.asked.IsZero(), !t.ended.IsZero() && t.ended.Before(t.asked):
 	case t.ended.IsZero():
 		e.Took = time.Since(t.asked)
 	default:

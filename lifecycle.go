@@ -402,7 +402,7 @@ func (lc *lifecycle) outcome() error {
 	lc.mu.Lock()
 	defer lc.mu.Unlock()
 	if n := len(lc.report.Killed); n > 0 {
-		return fmt.Errorf("%w: %d connections were closed unfinished", ErrKilled, n)
+		return fmt.Errorf("%w: connections closed unfinished: %d", ErrKilled, n)
 	}
 	return lc.closeErr
 }
