@@ -14,6 +14,11 @@ import (
 	"time"
 )
 
+// executable is the path of this process's program. It is read when the package is
+// initialized, because on Linux os.Executable says where that file is now, also if it
+// has been renamed to make place for a new one.
+var executable, errExecutable = os.Executable()
+
 // receive takes the descriptors that h names.
 func receive(h handover) (*Sockets, error) {
 	s := new(Sockets)
@@ -82,10 +87,10 @@ func Start(ctx context.Context, o Options) (*Successor, error) {
 	}
 	path, args, env := o.Path, o.Args, o.Env
 	if path == "" {
-		var err error
-		if path, err = os.Executable(); err != nil {
-			return fail(err)
+		if errExecutable != nil {
+			return fail(errExecutable)
 		}
+		path = executable
 	}
 	if args == nil && len(os.Args) > 0 {
 		args = os.Args[1:]

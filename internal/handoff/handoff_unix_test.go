@@ -68,6 +68,15 @@ func TestChild(t *testing.T) {
 		select {}
 	case "yields": // not ready either, but it obeys
 		select {}
+	case "replaced":
+		path := os.Args[0]
+		if err := errors.Join(os.Rename(path, path+".old"), os.WriteFile(path, []byte("#!/bin/sh\nexit 33\n"), 0o700)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Start(t.Context(), Options{Args: []string{"-test.run=^$"}}); err == nil || !strings.Contains(err.Error(), "exit status 33") {
+			t.Error(err)
+		}
+		return
 	}
 
 	s, err := Receive()
@@ -145,6 +154,24 @@ func inheritable() (fds []int) {
 		}
 	}
 	return fds
+}
+
+// TestReplacedProgram: a new file at the path of the program is what is started, also if
+// the old one was renamed.
+func TestReplacedProgram(t *testing.T) {
+	program, err := os.ReadFile(os.Args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "program")
+	if err := os.WriteFile(path, program, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(path, "-test.run=^TestChild$")
+	cmd.Env = append(os.Environ(), childEnv+"=replaced")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
 }
 
 func ask(network, addr, command string) (a account, err error) {
