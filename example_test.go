@@ -282,6 +282,15 @@ func ExampleDraining() {
 	// data: come back
 }
 
+// The end of ctx begins the shutdown, as SIGTERM and SIGINT do.
+func ExampleRunContext() {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
+	defer cancel()
+	err := graceful.RunContext(ctx, "127.0.0.1:0", 20*time.Second, hello)
+	fmt.Println(err)
+	// Output: <nil>
+}
+
 // The Server closes the socket without losing the clients that have just
 // connected, because Listen opened it and no other process shares it.
 func ExampleListen() {
@@ -439,6 +448,95 @@ func ExampleGroup_Add() {
 	// Output:
 	// hello, ready: true
 	// <nil> the example is over
+}
+
+// Metrics are scraped until the end: their server stops when workers and cleanup have
+// ended.
+func ExampleGroup_StopLast() {
+	server := func(name string) (string, func() error, func(context.Context) error) {
+		stop := make(chan struct{})
+		return name, func() error { <-stop; return nil }, func(context.Context) error {
+			fmt.Println(name, "stops")
+			close(stop)
+			return nil
+		}
+	}
+	g := &graceful.Group{Budget: 25 * time.Second, NoSignalHandling: true}
+	g.AddFuncs(server("web"))
+	g.AddFuncs(server("metrics"))
+	g.StopLast("metrics")
+	g.Go("mail", func(ctx context.Context) error {
+		<-ctx.Done()
+		fmt.Println("mail ends")
+		return nil
+	})
+	g.Defer("database", func(context.Context) error {
+		fmt.Println("database is closed")
+		return nil
+	})
+	if _, err := g.Start(context.Background()); err != nil {
+		log.Fatal(err)
+	}
+	g.Stop("the example is over") // in a program: a signal
+	g.Wait()
+	// Output:
+	// web stops
+	// mail ends
+	// database is closed
+	// metrics stops
+}
+
+// Handlers of other servers learn of the drain, too. This one waits for news; without
+// Draining it would hold the shutdown until the budget is used up.
+func ExampleGroup_Context() {
+	g := &graceful.Group{Budget: 25 * time.Second, NoSignalHandling: true}
+	waiting := make(chan struct{})
+	hs := &http.Server{
+		BaseContext: func(net.Listener) context.Context { return g.Context(context.Background()) },
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			close(waiting)
+			<-graceful.Draining(r.Context()) // and on news
+			io.WriteString(w, "no news, ask again")
+		}),
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	g.AddFuncs("web", func() error { return hs.Serve(l) }, graceful.ShutdownThenClose(hs))
+	if _, err := g.Start(context.Background()); err != nil {
+		log.Fatal(err)
+	}
+	go func() {
+		<-waiting
+		g.Stop("the example is over") // in a program: a signal
+	}()
+	fmt.Println(body("http://" + l.Addr().String()))
+	fmt.Println(g.Wait())
+	// Output:
+	// no news, ask again
+	// <nil>
+}
+
+// A worker that takes its work from outside the process stops taking it at the first
+// moment of the shutdown. Its context ends later, when the servers have drained.
+func ExampleShutdownBegun() {
+	g := &graceful.Group{ShutdownDelay: 10 * time.Millisecond, NoSignalHandling: true}
+	g.Go("consumer", func(ctx context.Context) error {
+		<-graceful.ShutdownBegun(ctx)
+		fmt.Println("unsubscribed")
+		<-ctx.Done()
+		fmt.Println("done with what the servers have handed over")
+		return nil
+	})
+	if _, err := g.Start(context.Background()); err != nil {
+		log.Fatal(err)
+	}
+	g.Stop("the example is over") // in a program: a signal
+	g.Wait()
+	// Output:
+	// unsubscribed
+	// done with what the servers have handed over
 }
 
 // Workers that all return end the group, as they do with errgroup; the first
@@ -821,29 +919,48 @@ func ExampleHealth_Add() {
 	// ok
 }
 
-// A service of systemd's Type=notify. If systemd does not run it, the calls do
-// nothing.
+// A service of systemd's Type=notify. If systemd does not run it, nothing is sent.
 func ExampleSystemdNotify() {
 	health := new(graceful.Health)
 	srv := &graceful.Server{
 		Server:  &http.Server{Addr: "127.0.0.1:0", Handler: http.NotFoundHandler()},
 		Timeout: 20 * time.Second,
 		Health:  health,
+		Process: &graceful.Process{}, // says READY=1, STOPPING=1 and EXTEND_TIMEOUT_USEC
 	}
-	srv.ShutdownInitiated = func() {
-		// TimeoutStopSec may be shorter than the drain.
-		graceful.SystemdNotify("STOPPING=1", fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", (srv.Timeout+5*time.Second).Microseconds()))
-	}
+	graceful.SystemdNotify("STATUS=filling caches")
 	ctx, cancel := context.WithCancel(context.Background())
 	stopped, err := srv.Start(ctx)
 	if err != nil {
 		log.Fatal(err)
 	}
-	graceful.SystemdNotify("READY=1")
+	graceful.SystemdNotify("STATUS=serving")
 	go graceful.SystemdWatchdog(ctx, health.Alive)
 
 	cancel() // or SIGTERM
 	<-stopped
 	fmt.Println(srv.Phase())
 	// Output: stopped
+}
+
+// SIGHUP starts the program anew, hands its sockets to that process and, when it is
+// ready, ends this one. Some container images stop with SIGQUIT.
+func ExampleProcess() {
+	srv := &graceful.Server{
+		Server:  &http.Server{Addr: "127.0.0.1:0", Handler: hello}, // in a program: ":8080"
+		Timeout: 20 * time.Second,
+		Signals: []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGQUIT},
+		Process: &graceful.Process{UpgradeSignals: []os.Signal{syscall.SIGHUP}},
+	}
+	stopped, err := srv.Start(context.Background())
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(body("http://" + srv.Addrs()[0].String()))
+	srv.Stop(20 * time.Second) // or a signal
+	<-stopped
+	fmt.Println(srv.Wait())
+	// Output:
+	// hello
+	// <nil>
 }
