@@ -592,6 +592,10 @@ func (s *Server) serve(l net.Listener, config *tls.Config) error {
 // l and returns nil with the error for Serve, which is nil if the Server has not
 // served.
 func (s *Server) open(l net.Listener, config *tls.Config) (*listener, error) {
+	if err := s.life.claim(s.Process); err != nil {
+		l.Close()
+		return nil, err
+	}
 	m, err := s.life.open()
 	if err != nil {
 		l.Close()

@@ -34,6 +34,10 @@ func (g *Group) Start(ctx context.Context) (stopped <-chan struct{}, err error) 
 		g.mu.Unlock()
 		return nil, errors.New("graceful: Group: started twice")
 	}
+	if err := g.Process.claim(g.stopped); err != nil {
+		g.mu.Unlock()
+		return nil, err
+	}
 	g.state = groupStarting
 	if g.reason != "" {
 		g.began = time.Now() // Stop was called before; the budget counts from Start

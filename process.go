@@ -19,8 +19,9 @@ import (
 
 // A Process says how a Server, Listener or Group deals with what surrounds its
 // process: the service manager that has started it, and the successor that replaces
-// it without a moment in which connections are refused. One of them in a process
-// should have a Process. In a Group that is the Group; its members' are not used.
+// it without a moment in which connections are refused. In a Group, the Group has the
+// Process; its members' are not used. Only one Server, Listener or Group of a process can
+// have one: until its shutdown is over, another returns an error instead of serving.
 //
 // With a Process, systemd (a service of Type=notify) and a predecessor are told as soon
 // as this process serves and is ready: a Server and a Group when their ReadyHandler
@@ -88,6 +89,28 @@ var (
 	listeningMu sync.Mutex // guards listening
 	listening   = make(map[*ownListener]bool)
 )
+
+// claimed is closed when the shutdown of what has this process's Process is over; nil
+// if there was none.
+var (
+	claimedMu sync.Mutex // guards claimed
+	claimed   <-chan struct{}
+)
+
+// claim makes p, which may be nil, this process's Process until stopped is closed. With
+// two there would be two successors.
+func (p *Process) claim(stopped <-chan struct{}) error {
+	if p == nil {
+		return nil
+	}
+	claimedMu.Lock()
+	defer claimedMu.Unlock()
+	if claimed != nil && claimed != stopped && !isClosed(claimed) {
+		return errors.New("graceful: another Server, Listener or Group of this process has a Process: use one Group, with a Process")
+	}
+	claimed = stopped
+	return nil
+}
 
 // A processLink does for a Server, Listener or Group what its Process says.
 type processLink struct {
@@ -408,6 +431,16 @@ func upgradeBy(ctx context.Context, link *processLink, p *Process) error {
 		return fmt.Errorf("graceful: upgrade: %w", err)
 	}
 	return nil
+}
+
+// claim is Process.claim for p, unless lc is in a Group.
+func (lc *lifecycle) claim(p *Process) error {
+	lc.mu.Lock()
+	defer lc.mu.Unlock()
+	if lc.joined {
+		return nil
+	}
+	return p.claim(lc.stopped)
 }
 
 // connect starts the processLink of p, if p is not nil, once, and not in a Group.

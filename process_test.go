@@ -3,6 +3,7 @@ package graceful_test
 import (
 	"context"
 	"errors"
+	"net"
 	"net/http"
 	"os"
 	"runtime"
@@ -70,6 +71,61 @@ func TestProcessFields(t *testing.T) {
 	}
 }
 
+// TestSecondProcess: a second Process would start a second successor. It is refused
+// until the shutdown of what has the first is over.
+func TestSecondProcess(t *testing.T) {
+	p := new(graceful.Process)
+	first := &graceful.Server{Server: &http.Server{Addr: "127.0.0.1:0"}, NoSignalHandling: true, IdleGrace: ms, Process: p}
+	if _, err := first.Start(bg); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := first.Start(bg); err != nil { // one more address
+		t.Error(err)
+	}
+	attempts := map[string]func() error{
+		"Server": func() error {
+			srv := &graceful.Server{Server: &http.Server{Addr: "127.0.0.1:0"}, NoSignalHandling: true, Process: p}
+			if _, err := srv.Start(bg); err != nil {
+				return err
+			}
+			return srv.Shutdown(bg)
+		},
+		"Listener": func() error {
+			l := newListener(newVirtSocket())
+			l.Process = p
+			time.AfterFunc(10*ms, func() { l.Shutdown(bg) })
+			_, err := l.Accept()
+			if errors.Is(err, net.ErrClosed) {
+				return nil
+			}
+			return err
+		},
+		"Group": func() error {
+			g := &graceful.Group{NoSignalHandling: true, Process: p}
+			return g.Run(bg)
+		},
+	}
+	for name, attempt := range attempts {
+		if err := attempt(); err == nil || !strings.Contains(err.Error(), "has a Process") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// A member's Process is not used.
+	g := &graceful.Group{NoSignalHandling: true}
+	g.Add("web", &graceful.Server{Server: &http.Server{Addr: "127.0.0.1:0"}, IdleGrace: ms, Process: p})
+	if _, err := g.Start(bg); err != nil {
+		t.Error(err)
+	}
+	if err := errors.Join(g.Shutdown(bg), first.Shutdown(bg)); err != nil {
+		t.Error(err)
+	}
+	for name, attempt := range attempts {
+		if err := attempt(); err != nil {
+			t.Errorf("%s, after the first: %v", name, err)
+		}
+	}
+}
+
 // TestUpgradeFails: a successor that does not start, ends early, or is not ready in
 // time, leaves the server as it was. So does a stop, which it ends with.
 func TestUpgradeFails(t *testing.T) {
@@ -88,7 +144,6 @@ func TestUpgradeFails(t *testing.T) {
 		{"stopped", "a shutdown has begun", graceful.Process{Path: "/bin/sleep", Args: []string{"30"}}, true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			t.Parallel()
 			srv := &graceful.Server{Server: &http.Server{Addr: "127.0.0.1:0", Handler: text("served")}, NoSignalHandling: true, IdleGrace: ms, Process: &tc.process}
 			if _, err := srv.Start(bg); err != nil {
 				t.Fatal(err)

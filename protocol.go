@@ -287,6 +287,9 @@ func (l *Listener) prepare() error {
 		if l.err = l.check(); l.err != nil {
 			return
 		}
+		if l.err = l.life.claim(l.Process); l.err != nil {
+			return
+		}
 		m, err := l.life.open()
 		if err != nil {
 			l.l.Close()
