@@ -126,8 +126,8 @@ type processLink struct {
 	// has begun: then it does neither and reports false.
 	handOver func(reason string, share func()) bool
 
-	// mu guards the next two, and the order in which systemd is told of upgrades and
-	// of the shutdown.
+	// mu guards the next two, and the order in which systemd is told of readiness, of
+	// upgrades and of the shutdown.
 	mu         sync.Mutex
 	upgrading  bool
 	handedOver bool // a successor is the service now
@@ -217,7 +217,9 @@ func (k *processLink) sayReady() {
 		k.warn(err)
 		return
 	}
-	if !hadPredecessor {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !hadPredecessor && !isClosed(k.begun) {
 		k.notify(sdnotify.Ready)
 	}
 }

@@ -672,6 +672,35 @@ func TestSystemdWatchdog(t *testing.T) {
 	}
 }
 
+// TestReadyBeforeStopping: a process that is stopped as soon as it is ready does not say
+// that it is ready after it has said that it stops.
+func TestReadyBeforeStopping(t *testing.T) {
+	next := notifySocket(t)
+	for i := range 200 {
+		srv := &graceful.Server{
+			Server:           &http.Server{Addr: "127.0.0.1:0"},
+			NoSignalHandling: true,
+			IdleGrace:        ms,
+			Process:          &graceful.Process{},
+		}
+		if _, err := srv.Start(bg); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Duration(i) * 5 * time.Microsecond)
+		if err := srv.Shutdown(bg); err != nil {
+			t.Error(err)
+		}
+		graceful.SystemdNotify("STATUS=stopped")
+		said := next()
+		if said == "READY=1" {
+			said = next()
+		}
+		if last := next(); !strings.HasPrefix(said, "STOPPING=1") || last != "STATUS=stopped" {
+			t.Fatalf("%q, then %q", said, last)
+		}
+	}
+}
+
 // TestLateUpgradeSignal: a signal for an upgrade that comes while the process drains is
 // refused. The default effect of SIGHUP would end the process, and with it the requests
 // in progress.
