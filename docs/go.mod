@@ -1,0 +1,3 @@
+module github.com/seed-121bbccf/graceful/docs
+
+go 1.26

@@ -1,3 +1,0 @@
-module github.com/seed-121bbccf/graceful/docs/results
-
-go 1.26
